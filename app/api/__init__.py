@@ -1,0 +1,1 @@
+"""HTTP interface: one module per noun."""

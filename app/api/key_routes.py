@@ -1,0 +1,69 @@
+"""API keys."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, Field
+
+from app.api.dependencies import PlatformDependency, require
+from app.auth.service import Role
+from app.db.models import ApiKeyRow
+from app.events.views import Page
+
+router = APIRouter(prefix="/api/v1/api-keys", tags=["api-keys"], dependencies=[Depends(require(Role.ADMIN))])
+
+
+class KeyRequest(BaseModel):
+    """A key to create."""
+
+    model_config = {"extra": "forbid"}
+
+    name: Annotated[str, Field(min_length=1, max_length=200, description="Who or what will use it.")]
+    role: Literal["viewer", "operator", "admin"] = "viewer"
+    expires_in: Annotated[float | None, Field(gt=0, description="Life in seconds; null for no end.")] = None
+
+
+class KeyView(BaseModel):
+    """A key, without its text."""
+
+    id: str
+    name: str
+    role: str
+    prefix: str = Field(description="First characters, to recognise it by.")
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+class NewKeyView(KeyView):
+    """A key that was just made."""
+
+    key: str = Field(description="Its text, shown this once.")
+
+
+@router.post("", status_code=201)
+async def create_key(body: KeyRequest, platform: PlatformDependency) -> NewKeyView:
+    """Create a key."""
+    lifetime = timedelta(seconds=body.expires_in) if body.expires_in else None
+    row, text = await platform.auth.create_key(body.name, Role.named(body.role), lifetime)
+    return NewKeyView(**_view(row).model_dump(), key=text)
+
+
+@router.get("")
+async def list_keys(platform: PlatformDependency) -> Page[KeyView]:
+    """All keys, oldest first, without their texts."""
+    return Page[KeyView](items=[_view(row) for row in platform.auth.list_keys()])
+
+
+@router.delete("/{key_id}", status_code=204)
+async def revoke_key(key_id: str, platform: PlatformDependency) -> None:
+    """Revoke a key and end its browser sessions, at once."""
+    await platform.auth.revoke_key(key_id)
+
+
+def _view(row: ApiKeyRow) -> KeyView:
+    return KeyView.model_validate(row, from_attributes=True)

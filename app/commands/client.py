@@ -1,0 +1,111 @@
+"""The platform's HTTP API as the commands use it, and what its refusals mean in one line."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, Self
+
+import httpx2
+
+from app.commands.connection import is_loopback
+from app.commands.output import CommandError
+
+_TIMEOUT = 15.0
+_PAGE = 200
+
+_HOW_TO_START = (
+    "Start it with `incident-rca up` (with this machine as its first agent) or `incident-rca serve`,\n"
+    "or say where it is: --url or IRCA_URL."
+)
+_HOW_TO_GET_A_KEY = (
+    "Set IRCA_API_KEY. The first admin key was shown when the platform first started; whoever has one makes more with\n"
+    "`incident-rca api-keys create`; on the platform's own machine, `incident-rca api-keys create --offline` needs none."
+)
+
+
+class PlatformClient:
+    """One keep-alive connection to the platform. Every method raises CommandError with what went wrong and what to do."""
+
+    def __init__(self, url: str, key: str, *, timeout: float = _TIMEOUT) -> None:
+        self.url = url
+        headers = {"Accept": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        # A proxy of the environment is for the world outside; this machine is reached directly.
+        direct: dict[str, httpx2.BaseTransport | None] = {f"all://{urllib.parse.urlsplit(url).hostname}": None} if is_loopback(url) else {}
+        self._client = httpx2.Client(base_url=url, headers=headers, timeout=timeout, mounts=direct)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._client.close()
+
+    def get(self, path: str, **params: Any) -> Any:
+        """The JSON document at ``path``; parameters that are None are left out."""
+        return self._request("GET", path, params={k: v for k, v in params.items() if v is not None})
+
+    def post(self, path: str, document: Mapping[str, Any]) -> Any:
+        """Send ``document`` and return the answer's."""
+        return self._request("POST", path, json=document)
+
+    def delete(self, path: str) -> None:
+        """Delete what is at ``path``."""
+        self._request("DELETE", path)
+
+    def items(self, path: str, filters: Mapping[str, str | None] | None = None, *, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """The items of a list that ``filters`` let pass, page after page, at most ``limit`` of them."""
+        cursor, left = None, limit
+        while left is None or left > 0:
+            page = self.get(path, cursor=cursor, limit=_PAGE if left is None else min(_PAGE, left), **(filters or {}))
+            yield from page["items"]
+            cursor = page.get("next_cursor")
+            if left is not None:
+                left -= len(page["items"])
+            if not cursor:
+                return
+
+    def _request(self, method: str, path: str, **kwargs: Any) -> Any:
+        try:
+            response = self._client.request(method, path, **kwargs)
+        except httpx2.ConnectError as exc:
+            raise CommandError(f"nothing answers at {self.url}: {exc}", hint=_HOW_TO_START) from exc
+        except httpx2.TimeoutException as exc:
+            raise CommandError(f"{self.url} did not answer in time", hint="Look at the platform's log, or try again.") from exc
+        except httpx2.HTTPError as exc:
+            raise CommandError(f"no answer from {self.url}: {exc}") from exc
+        if response.is_success:
+            return self._document(response)
+        raise explain(response.status_code, _problem(response), self.url)
+
+    def _document(self, response: httpx2.Response) -> Any:
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise CommandError(f"what answers at {self.url} is not an incident-rca platform", hint=_HOW_TO_START) from None
+
+
+def _problem(response: httpx2.Response) -> Mapping[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def explain(status: int, problem: Mapping[str, Any], url: str) -> CommandError:
+    """The error for a refusal: the problem's detail, each refused field on a line of its own, and what to do."""
+    if "code" not in problem:
+        hint = _HOW_TO_START if status == HTTPStatus.NOT_FOUND else ""
+        return CommandError(f"{url} answers {status}, but not as an incident-rca platform", hint=hint)
+    lines = [f"{error.get('field', '?')}: {error.get('message', '')}" for error in problem.get("errors", ())]
+    detail = problem.get("detail") or problem.get("title") or problem["code"]
+    if status == HTTPStatus.UNAUTHORIZED:
+        lines.append(_HOW_TO_GET_A_KEY)
+    elif status == HTTPStatus.FORBIDDEN:
+        lines.append("Use a key with that role (IRCA_API_KEY).")
+    return CommandError(f"{detail} ({problem['code']})", hint="\n".join(lines))

@@ -1,0 +1,1 @@
+"""Database: model base, sessions, migrations."""

@@ -1,0 +1,1 @@
+"""The catalogue of events, the change timeline and the live stream."""

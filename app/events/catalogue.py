@@ -1,0 +1,124 @@
+"""THE catalogue of events that the platform and its agents record: name, severity, what it means, which attributes it carries.
+
+Names follow ``irca.<noun>.<what happened>``; docs/reference/events.md is generated from this table.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.events.records import EventRecord
+
+INFO, WARN, ERROR = 9, 13, 17
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """One kind of event. ``source`` is who records it: the platform or an agent."""
+
+    name: str
+    severity: int
+    meaning: str
+    attributes: Mapping[str, str]
+    source: str = "platform"
+
+
+AGENT_PROVISIONED = EventType(
+    "irca.agent.provisioned", INFO, "An agent was provisioned and its deployment command handed out.", {"irca.actor": "Who asked for it."}
+)
+INSTANCE_ENROLLED = EventType(
+    "irca.instance.enrolled",
+    INFO,
+    "An instance made first contact and received its own credential.",
+    {
+        "irca.token.prefix": "Prefix of the enrolment token it used.",
+        "irca.instance.replaced": "True when it took an earlier instance's place.",
+    },
+)
+INSTANCE_STATUS_CHANGED = EventType(
+    "irca.instance.status_changed",
+    INFO,
+    "An instance's status changed. Its severity is warn when the new status is degraded or offline.",
+    {"irca.status.previous": "Status before.", "irca.status": "Status now.", "irca.status.reason": "Why."},
+)
+INSTANCE_MOVED = EventType(
+    "irca.instance.moved",
+    INFO,
+    "An instance enrolled again with the token of another agent and belongs to that one now.",
+    {"irca.agent.previous": "The agent it belonged to."},
+)
+INSTANCE_SPLIT = EventType(
+    "irca.instance.split",
+    WARN,
+    "Two machines used one identity (a cloned disk); the second was given an identity of its own.",
+    {"irca.instance.original": "The instance whose identity was shared."},
+)
+ENROLMENT_REFUSED = EventType(
+    "irca.enrolment.refused",
+    WARN,
+    "A token or credential was refused at first contact.",
+    {"irca.refusal": "Code of the reason.", "irca.token.prefix": "Prefix of the token, where it is known.", "client.address": "Who tried."},
+)
+TOKEN_REVOKED = EventType("irca.token.revoked", INFO, "An enrolment token was revoked.", {"irca.token.prefix": "Prefix of the token."})
+CREDENTIAL_REVOKED = EventType("irca.credential.revoked", INFO, "An instance's credential was revoked.", {})
+GAP = EventType(
+    "irca.agent.gap",
+    WARN,
+    "An agent had to drop collected data: a stretch that is known to be missing.",
+    {
+        "irca.gap.signal": "metrics or logs.",
+        "irca.gap.items": "Data points or events lost.",
+        "irca.gap.reason": "age, size, rejected, disk-full or corrupt.",
+        "irca.gap.from": "Start of the stretch.",
+        "irca.gap.to": "End of the stretch.",
+    },
+    source="agent",
+)
+IDENTITY_CLONED = EventType(
+    "irca.agent.identity.cloned",
+    WARN,
+    "An agent found the identity of another machine on its disk and took a new one.",
+    {"irca.instance.original": "The identity that it found."},
+    source="agent",
+)
+
+CATALOGUE: Mapping[str, EventType] = {
+    t.name: t
+    for t in (
+        AGENT_PROVISIONED,
+        INSTANCE_ENROLLED,
+        INSTANCE_STATUS_CHANGED,
+        INSTANCE_MOVED,
+        INSTANCE_SPLIT,
+        ENROLMENT_REFUSED,
+        TOKEN_REVOKED,
+        CREDENTIAL_REVOKED,
+        GAP,
+        IDENTITY_CLONED,
+    )
+}
+
+
+def make_event(
+    kind: EventType,
+    *,
+    time_unix_nano: int,
+    body: str,
+    attributes: Mapping[str, Any] | None = None,
+    severity: int | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> EventRecord:
+    """A new event of ``kind``; ``about`` are the record's agent, instance and environment fields."""
+    return EventRecord(
+        id=uuid.uuid4().hex,
+        name=kind.name,
+        time_unix_nano=time_unix_nano,
+        observed_time_unix_nano=time_unix_nano,
+        severity=kind.severity if severity is None else severity,
+        body=body,
+        attributes=dict(attributes or {}),
+        **(about or {}),
+    )

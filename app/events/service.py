@@ -1,0 +1,154 @@
+"""The timeline: events in, each id once, and out again by filter."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db.models import EventRow
+from app.db.session import Database
+from app.errors import FieldError, InvalidRequestError, NotFoundError
+from app.events import repository
+from app.events.records import EventRecord
+from app.events.stream import LiveMessage, LiveStream
+from app.events.views import EventView, Page
+
+
+class EventService:
+    """Records events and answers questions about them."""
+
+    def __init__(self, database: Database, live: LiveStream) -> None:
+        self._database = database
+        self._live = live
+
+    async def add(self, session: AsyncSession, record: EventRecord) -> None:
+        """Record an event of the platform's own in the caller's transaction. Call :meth:`publish` after the commit."""
+        await repository.insert_one(session, record)
+
+    def publish(self, records: Sequence[EventRecord]) -> None:
+        """Tell whoever is connected; only after the records' transaction has been committed."""
+        for record in records:
+            about = {"id": record.id, "name": record.name, "instance_id": record.instance_id, "agent_id": record.agent_id}
+            self._live.publish(LiveMessage("event", {**about, "severity": record.severity, "body": record.body}))
+
+    async def record(self, records: Sequence[EventRecord]) -> int:
+        """Record events that agents delivered, each id once; how many were new. Durable on return.
+
+        Raises:
+            StorageError: none was recorded.
+        """
+        if not records:
+            return 0
+        unique = {r.id: r for r in reversed(records)}
+        async with self._database.write() as session:
+            new = set(await repository.insert_new(session, list(unique.values())))
+        self.publish([r for r in unique.values() if r.id in new])
+        return len(new)
+
+    async def list_events(  # noqa: PLR0913 - one argument for each filter of the API
+        self,
+        cursor: str | None = None,
+        limit: int = 50,
+        *,
+        agent_id: str | None = None,
+        instance_id: str | None = None,
+        name: str | None = None,
+        environment_name: str | None = None,
+        min_severity: int | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> Page[EventView]:
+        """Events that meet all filters, newest first. ``start`` is inclusive, ``end`` exclusive.
+
+        Raises:
+            InvalidRequestError: the cursor is not one of ours.
+        """
+        conditions: list[ColumnElement[bool]] = []
+        for column, value in (
+            (EventRow.agent_id, agent_id),
+            (EventRow.instance_id, instance_id),
+            (EventRow.name, name),
+            (EventRow.environment_name, environment_name),
+        ):
+            if value is not None:
+                conditions.append(column == value)
+        if min_severity is not None:
+            conditions.append(EventRow.severity >= min_severity)
+        if start is not None:
+            conditions.append(EventRow.time_unix_nano >= _nanoseconds(start))
+        if end is not None:
+            conditions.append(EventRow.time_unix_nano < _nanoseconds(end))
+        async with self._database.read() as session:
+            rows = await repository.newest_first(session, conditions, _decode(cursor), limit + 1)
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return Page[EventView](items=[_view(r) for r in rows], next_cursor=_encode(rows[-1]) if more else None)
+
+    async def get_event(self, event_id: str) -> EventView:
+        """One event.
+
+        Raises:
+            NotFoundError: no such event.
+        """
+        async with self._database.read() as session:
+            row = await session.get(EventRow, event_id)
+        if row is None:
+            raise NotFoundError(f"there is no event {event_id}")
+        return _view(row)
+
+    async def drop_older(self, time_unix_nano: int) -> int:
+        """Apply retention; how many events were dropped."""
+        async with self._database.write() as session:
+            return await repository.delete_older(session, time_unix_nano)
+
+
+def severity_text(number: int) -> str:
+    """OTel's short name of a severity number."""
+    for least, text in ((21, "fatal"), (17, "error"), (13, "warn"), (9, "info"), (5, "debug")):
+        if number >= least:
+            return text
+    return "trace"
+
+
+def _nanoseconds(time: datetime) -> int:
+    if time.tzinfo is None:
+        raise InvalidRequestError(
+            "times need a zone", errors=[FieldError("start", "must carry its time zone, such as 2026-01-01T00:00:00Z")]
+        )
+    return int(time.timestamp() * 1_000_000) * 1000
+
+
+def _view(row: EventRow) -> EventView:
+    return EventView(
+        id=row.id,
+        name=row.name,
+        time=datetime.fromtimestamp(row.time_unix_nano / 1e9, UTC),
+        severity=severity_text(row.severity),
+        body=row.body,
+        attributes=row.attributes,
+        resource=row.resource,
+        agent_id=row.agent_id,
+        instance_id=row.instance_id,
+        agent_type=row.agent_type,
+        environment_name=row.environment_name,
+    )
+
+
+def _encode(row: EventRow) -> str:
+    return base64.urlsafe_b64encode(json.dumps([row.time_unix_nano, row.id]).encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str | None) -> tuple[int, str] | None:
+    if cursor is None:
+        return None
+    try:
+        time, event_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return int(time), str(event_id)
+    except (ValueError, TypeError, binascii.Error) as exc:
+        raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")]) from exc

@@ -1,0 +1,1 @@
+"""Agents, instances, enrolment, heartbeats and status."""

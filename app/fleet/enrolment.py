@@ -1,0 +1,284 @@
+"""Enrolment: tokens in, instances with credentials of their own out.
+
+A token ``agent_<environment>_<random>`` is kept as a digest, with an expiry and a number of machines that it may enrol; the same
+machine again is free, and a kubernetes token is bound to the cluster that used it first. First contact exchanges it for the
+instance's own credential. The new credential is a *candidate* until the instance has used it; only then is the old one dropped, so a
+lost answer locks nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth.principal import Principal
+from app.db.models import EnrolmentTokenRow, TokenUseRow
+from app.db.session import Database
+from app.errors import NotFoundError, TokenExpiredError, TokenRevokedError, TokenUnknownError, TokenUsedUpError, UnauthenticatedError
+from app.events import catalogue
+from app.events.records import EventRecord
+from app.events.service import EventService
+from app.fleet import repository
+from app.fleet.registry import Agent, Instance, Registry
+from app.fleet.status import late_after
+from app.fleet.views import Status
+
+FINGERPRINT = "irca.machine.fingerprint"
+CLUSTER = "k8s.cluster.uid"
+SPLIT_WINDOW = 600.0
+"""Seconds within which a second replacement of an instance that is still talking means two writers, not a reinstallation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The outcome of an enrolment: the instance, its new credential's text, and whether it must adopt another identity."""
+
+    instance: Instance
+    credential: str | None
+    renamed: bool
+
+
+def digest(text: str) -> bytes:
+    """What is stored of a token or credential: long random texts need no slow hash."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+class Enrolment:
+    """Tokens, credentials and first contacts."""
+
+    def __init__(self, database: Database, registry: Registry, events: EventService, clock: Callable[[], float], interval: float) -> None:
+        self._database = database
+        self._registry = registry
+        self._events = events
+        self._clock = clock
+        self._interval = interval
+        self._tokens: dict[bytes, EnrolmentTokenRow] = {}
+        self._replaced: dict[str, float] = {}
+        self._lock = asyncio.Lock()
+
+    async def issue_token(self, session: AsyncSession, agent: Agent, lifetime: float, max_uses: int = 1) -> tuple[str, EnrolmentTokenRow]:
+        """A new token for ``agent`` in the caller's transaction: its text, shown once, and its record."""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        head = f"agent_{agent.environment_name}_"
+        text = head + secrets.token_urlsafe(24)
+        row = EnrolmentTokenRow(
+            id=str(uuid.uuid4()),
+            agent_id=agent.id,
+            prefix=text[: len(head) + 4],
+            token_hash=digest(text),
+            max_uses=max_uses,
+            created_at=now,
+            expires_at=datetime.fromtimestamp(self._clock() + lifetime, UTC),
+            revoked_at=None,
+        )
+        session.add(row)
+        return text, row
+
+    async def principal(self, text: str) -> Principal:
+        """Who sends with this credential or token.
+
+        Raises:
+            UnauthenticatedError: unknown, expired or revoked; the subclass and code tell which.
+        """
+        instance = self._registry.by_credential.get(digest(text))
+        if instance is not None:
+            agent = instance.agent
+            return Principal("credential", agent.id, agent.agent_type, agent.environment_name, instance.id)
+        agent = self._registry.agents[(await self.token(text)).agent_id]
+        return Principal("enrolment", agent.id, agent.agent_type, agent.environment_name, None)
+
+    async def token(self, text: str) -> EnrolmentTokenRow:
+        """The valid token of this text.
+
+        Raises:
+            UnauthenticatedError: as :meth:`principal`.
+        """
+        hashed = digest(text)
+        row = self._tokens.get(hashed)
+        if row is None:
+            async with self._database.read() as session:
+                row = await repository.find_token(session, hashed)
+            if row is None or row.agent_id not in self._registry.agents:
+                raise TokenUnknownError("this token or credential is not known to the platform: provision the environment again")
+            self._tokens[hashed] = row
+        if row.revoked_at is not None:
+            raise TokenRevokedError("this enrolment token has been revoked")
+        if row.expires_at.timestamp() <= self._clock():
+            raise TokenExpiredError(f"this enrolment token expired at {row.expires_at:%Y-%m-%d %H:%M} UTC: provision the environment again")
+        return row
+
+    async def revoke_token(self, token_id: str) -> None:
+        """Revoke a token, at once. Instances that it has enrolled keep their own credentials.
+
+        Raises:
+            NotFoundError: no such token.
+        """
+        async with self._database.write() as session:
+            row = await session.get(EnrolmentTokenRow, token_id)
+            if row is None:
+                raise NotFoundError(f"there is no enrolment token {token_id}")
+            row.revoked_at = datetime.fromtimestamp(self._clock(), UTC)
+            agent = self._registry.agents[row.agent_id]
+            record = self._event(
+                catalogue.TOKEN_REVOKED, f"Enrolment token {row.prefix}… was revoked.", {"irca.token.prefix": row.prefix}, agent
+            )
+            await self._events.add(session, record)
+        self._tokens.pop(row.token_hash, None)
+        self._events.publish([record])
+
+    async def revoke_credential(self, instance: Instance) -> None:
+        """Revoke an instance's credential, at once."""
+        record = self._event(catalogue.CREDENTIAL_REVOKED, f"The credential of {instance.name} was revoked.", {}, instance)
+        async with self._database.write() as session:
+            await repository.save_credentials(session, instance.id, None, None)
+            await self._events.add(session, record)
+        self._registry.set_credentials(instance, None, None)
+        self._events.publish([record])
+
+    async def prove(self, instance: Instance, used: bytes) -> None:
+        """The instance has used the credential of digest ``used``: if it was the candidate, it replaces the old one."""
+        if used != instance.candidate_hash:
+            return
+        async with self._database.write() as session:
+            await repository.save_credentials(session, instance.id, used, None)
+        self._registry.set_credentials(instance, used, None)
+
+    async def enrol(self, token: EnrolmentTokenRow, uid: str, resource: Mapping[str, Any], *, offer_credential: bool) -> Enrolled:
+        """Enrol the instance that says it is ``uid`` on the machine that ``resource`` describes.
+
+        Raises:
+            TokenUsedUpError: the token has enrolled as many machines as it may.
+        """
+        agent = self._registry.agents[token.agent_id]
+        async with self._lock:
+            async with self._database.write() as session:
+                await self._use(session, token, _machine(agent, resource))
+                enrolled, records = await self._admit(session, agent, uid, resource, offer_credential=offer_credential, token=token)
+            self._events.publish(records)
+            return enrolled
+
+    async def split(self, instance: Instance, uid: str, resource: Mapping[str, Any]) -> Enrolled:
+        """Give an identity and a credential of its own to a second machine that came with ``instance``'s credential (a cloned disk)."""
+        async with self._lock, self._database.write() as session:
+            enrolled, records = await self._admit(session, instance.agent, uid, resource, offer_credential=True, original=instance)
+        self._events.publish(records)
+        return enrolled
+
+    async def refuse(self, exc: UnauthenticatedError, text: str, client: str) -> None:
+        """Record that a first contact was refused. The token's own text is never kept, only the part that names its environment."""
+        prefix = text.rsplit("_", 1)[0][:70] if text.startswith("agent_") else ""
+        attributes = {"irca.refusal": exc.code, "irca.token.prefix": prefix, "client.address": client}
+        row = self._tokens.get(digest(text))
+        agent = self._registry.agents.get(row.agent_id) if row else None
+        record = self._event(catalogue.ENROLMENT_REFUSED, f"First contact from {client} was refused: {exc.reason}", attributes, agent)
+        await self._events.record([record])
+
+    async def _use(self, session: AsyncSession, token: EnrolmentTokenRow, machine: str) -> None:
+        if await repository.find_use(session, token.id, machine) is not None:
+            return
+        if await repository.count_uses(session, token.id) >= token.max_uses:
+            machines = "machine" if token.max_uses == 1 else "machines"
+            raise TokenUsedUpError(
+                f"this enrolment token may enrol {token.max_uses} {machines} and has done so: provision again for another"
+            )
+        session.add(TokenUseRow(token_id=token.id, machine=machine, used_at=datetime.fromtimestamp(self._clock(), UTC)))
+
+    async def _admit(
+        self,
+        session: AsyncSession,
+        agent: Agent,
+        uid: str,
+        resource: Mapping[str, Any],
+        *,
+        offer_credential: bool,
+        token: EnrolmentTokenRow | None = None,
+        original: Instance | None = None,
+    ) -> tuple[Enrolled, list[EventRecord]]:
+        now, fingerprint = self._clock(), _fingerprint(uid, resource)
+        known = None if original else self._same(agent, uid, fingerprint, now)
+        clash = original or (self._registry.instances.get(uid) if known is None else None)
+        records: list[EventRecord] = []
+        instance = known or Instance(
+            id=uid if uid not in self._registry.instances else str(uuid.uuid4()),
+            agent=agent,
+            fingerprint=fingerprint,
+            name=instance_name(uid, resource),
+            status_since=now,
+            first_seen=now,
+            interval=self._interval,
+        )
+        if clash is not None:
+            attributes = {"irca.instance.original": clash.id}
+            records.append(
+                self._event(catalogue.INSTANCE_SPLIT, f"{instance.name} used the identity of {clash.name}.", attributes, instance)
+            )
+        if instance.agent is not agent:
+            attributes = {"irca.agent.previous": instance.agent.id}
+            previous = instance.agent
+            self._registry.move(instance, agent)
+            body = f"{instance.name} moved from {previous.environment_name} to {agent.environment_name}."
+            records.append(self._event(catalogue.INSTANCE_MOVED, body, attributes, instance))
+        instance.fingerprint = fingerprint
+        credential = "cred_" + secrets.token_urlsafe(32) if offer_credential else None
+        if known is not None:
+            self._replaced[instance.id] = now
+        enrolled = {"irca.token.prefix": token.prefix if token else "", "irca.instance.replaced": known is not None}
+        records.append(
+            self._event(catalogue.INSTANCE_ENROLLED, f"{instance.name} enrolled in {agent.environment_name}.", enrolled, instance)
+        )
+        if known is None:
+            self._registry.add_instance(instance)
+        if credential is not None:
+            self._registry.set_credentials(instance, instance.credential_hash, digest(credential))
+        await repository.save_instance(session, instance.columns())
+        for record in records:
+            await self._events.add(session, record)
+        return Enrolled(instance, credential, renamed=instance.id != uid), records
+
+    def _same(self, agent: Agent, uid: str, fingerprint: str, now: float) -> Instance | None:
+        """The known instance that this contact is, if any."""
+        existing = self._registry.instances.get(uid)
+        if existing is not None and (existing.fingerprint == fingerprint or not existing.fingerprint):
+            return existing
+        if existing is not None or agent.agent_type == "kubernetes":
+            return None  # another machine under this identity; and pods come and go, each on its own
+        for candidate in self._registry.of_machine(agent, fingerprint):
+            talking = candidate.heard is not None and now - candidate.heard < late_after(candidate.interval)
+            running = talking and candidate.status is not Status.STOPPED
+            if not (running and now - self._replaced.get(candidate.id, 0.0) < SPLIT_WINDOW):
+                return candidate
+        return None
+
+    def _event(self, kind: catalogue.EventType, body: str, attributes: Mapping[str, Any], of: Agent | Instance | None) -> EventRecord:
+        about: dict[str, str] = {}
+        if isinstance(of, Instance):
+            about = of.about()
+        elif of is not None:
+            about = {"agent_id": of.id, "agent_type": of.agent_type, "environment_name": of.environment_name}
+        now = int(self._clock() * 1e9)
+        return catalogue.make_event(kind, time_unix_nano=now, body=body, attributes=attributes, about=about)
+
+
+def instance_name(uid: str, resource: Mapping[str, Any]) -> str:
+    """What people call an instance: its pod, container or host, else its id."""
+    for key in ("k8s.pod.name", "host.name", "container.name", "service.name"):
+        if resource.get(key):
+            return str(resource[key])[:255]
+    return uid
+
+
+def _fingerprint(uid: str, resource: Mapping[str, Any]) -> str:
+    return str(resource.get(FINGERPRINT) or resource.get("host.id") or resource.get("service.instance.id") or uid)[:200]
+
+
+def _machine(agent: Agent, resource: Mapping[str, Any]) -> str:
+    cluster = resource.get(CLUSTER) if agent.agent_type == "kubernetes" else None
+    return str(cluster or _fingerprint("", resource) or "unknown")[:200]

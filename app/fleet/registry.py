@@ -1,0 +1,251 @@
+"""The fleet in memory: every agent and instance, with the indexes that the hot paths need. The database is its durable copy."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from app.db.models import AgentRow, InstanceRow
+from app.fleet import status as rules
+from app.fleet.views import AgentView, ComponentHealthView, InstanceSummary, InstanceView, Status
+
+
+@dataclass(slots=True, eq=False)
+class Agent:
+    """An agent and its instances by id."""
+
+    id: str
+    agent_type: str
+    environment_name: str
+    config: dict[str, Any]
+    labels: dict[str, str]
+    created_at: datetime
+    instances: dict[str, Instance] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: AgentRow) -> Agent:
+        """The agent that a row holds."""
+        return cls(row.id, row.agent_type, row.environment_name, dict(row.config), dict(row.labels), row.created_at)
+
+    def status(self) -> tuple[Status, str]:
+        """The worst status among its instances and the reason given there."""
+        worst = rules.worst([i.status for i in self.instances.values()])
+        return worst, next((i.status_reason for i in self.instances.values() if i.status is worst and i.status_reason), "")
+
+    def view(self) -> AgentView:
+        """What API and pages show."""
+        status, reason = self.status()
+        present = [i for i in self.instances.values() if i.status is not Status.ARCHIVED] or list(self.instances.values())
+        if not self.instances:
+            reason = "no contact yet"
+        heard = [i.last_seen for i in present if i.last_seen is not None]
+        return AgentView(
+            id=self.id,
+            agent_type=self.agent_type,
+            environment_name=self.environment_name,
+            status=status,
+            status_reason=reason,
+            version=min((i.version for i in present if i.version), default="", key=_version_key),
+            last_seen_at=moment(max(heard, default=None)),
+            created_at=self.created_at,
+            labels=self.labels,
+            config=self.config,
+            instances=[i.summary() for i in sorted(self.instances.values(), key=lambda i: (-rules.severity(i.status), i.name, i.id))],
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """An instance as last heard. ``last_seen`` and ``heard`` are seconds since the epoch.
+
+    ``heard`` is what the status is judged by: it equals ``last_seen`` but for the time right after a start of the platform, when
+    silence before it is nobody's fault but ours.
+    """
+
+    id: str
+    agent: Agent
+    fingerprint: str
+    name: str
+    version: str = ""
+    resource: dict[str, Any] = field(default_factory=dict)
+    effective_config: dict[str, Any] = field(default_factory=dict)
+    components: list[dict[str, Any]] = field(default_factory=list)
+    healthy: bool | None = None
+    last_error: str = ""
+    status: Status = Status.PENDING
+    status_reason: str = ""
+    status_since: float = 0.0
+    first_seen: float = 0.0
+    last_seen: float | None = None
+    heard: float | None = None
+    interval: float = 30.0
+    good_beats: int = 0
+    said_goodbye: bool = False
+    credential_hash: bytes | None = None
+    candidate_hash: bytes | None = None
+    sequence_num: int | None = None
+    dirty: bool = False
+    described: bool = False
+
+    @property
+    def uid(self) -> bytes:
+        """The OpAMP instance_uid: the id's 16 bytes."""
+        return uuid.UUID(self.id).bytes
+
+    @classmethod
+    def of(cls, row: InstanceRow, agent: Agent, started: float, interval: float) -> Instance:
+        """The instance that a row holds, to be judged from ``started`` on."""
+        last_seen = row.last_seen_at.timestamp() if row.last_seen_at else None
+        silent_before = row.status in (Status.OFFLINE, Status.STOPPED, Status.ARCHIVED)
+        return cls(
+            id=row.id,
+            agent=agent,
+            fingerprint=row.fingerprint,
+            name=row.name,
+            version=row.version,
+            resource=dict(row.resource),
+            effective_config=dict(row.effective_config),
+            components=list(row.components),
+            healthy=row.healthy,
+            last_error=row.last_error,
+            status=Status(row.status),
+            status_reason=row.status_reason,
+            status_since=row.status_since.timestamp(),
+            first_seen=row.first_seen_at.timestamp(),
+            last_seen=last_seen,
+            heard=last_seen if last_seen is None or silent_before else max(last_seen, started),
+            interval=interval,
+            good_beats=row.good_beats,
+            said_goodbye=row.said_goodbye,
+            credential_hash=row.credential_hash,
+            candidate_hash=row.candidate_hash,
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """Its row's values."""
+        return {
+            "id": self.id,
+            "agent_id": self.agent.id,
+            "fingerprint": self.fingerprint,
+            "name": self.name,
+            "version": self.version,
+            "resource": self.resource,
+            "effective_config": self.effective_config,
+            "components": self.components,
+            "healthy": self.healthy,
+            "last_error": self.last_error,
+            "status": self.status.value,
+            "status_reason": self.status_reason,
+            "status_since": moment(self.status_since),
+            "first_seen_at": moment(self.first_seen),
+            "last_seen_at": moment(self.last_seen),
+            "good_beats": self.good_beats,
+            "said_goodbye": self.said_goodbye,
+            "credential_hash": self.credential_hash,
+            "candidate_hash": self.candidate_hash,
+        }
+
+    def facts(self) -> rules.Facts:
+        """What its status is judged by."""
+        return rules.Facts(self.heard, self.interval, self.healthy, self.last_error, self.good_beats, self.said_goodbye)
+
+    def about(self) -> dict[str, str]:
+        """The fields that tie an event to it."""
+        return {
+            "agent_id": self.agent.id,
+            "instance_id": self.id,
+            "agent_type": self.agent.agent_type,
+            "environment_name": self.agent.environment_name,
+        }
+
+    def summary(self) -> InstanceSummary:
+        """What its agent's row shows of it."""
+        return InstanceSummary(
+            id=self.id,
+            name=self.name,
+            status=self.status,
+            status_reason=self.status_reason,
+            version=self.version,
+            last_seen_at=moment(self.last_seen),
+        )
+
+    def view(self) -> InstanceView:
+        """What API and pages show."""
+        return InstanceView(
+            **self.summary().model_dump(),
+            agent_id=self.agent.id,
+            agent_type=self.agent.agent_type,
+            environment_name=self.agent.environment_name,
+            status_since=datetime.fromtimestamp(self.status_since, UTC),
+            first_seen_at=datetime.fromtimestamp(self.first_seen, UTC),
+            healthy=self.healthy,
+            components=[ComponentHealthView(**c) for c in self.components],
+            resource=self.resource,
+            effective_config=self.effective_config,
+        )
+
+
+class Registry:
+    """Agents and instances by id, instances by the digest of their credential, candidates included."""
+
+    def __init__(self) -> None:
+        self.agents: dict[str, Agent] = {}
+        self.instances: dict[str, Instance] = {}
+        self.by_credential: dict[bytes, Instance] = {}
+
+    def load(self, agents: list[AgentRow], instances: list[InstanceRow], started: float, interval: float) -> None:
+        """Take in what the database holds."""
+        for agent_row in agents:
+            self.add_agent(Agent.of(agent_row))
+        for row in instances:
+            self.add_instance(Instance.of(row, self.agents[row.agent_id], started, interval))
+
+    def add_agent(self, agent: Agent) -> None:
+        """Add an agent."""
+        self.agents[agent.id] = agent
+
+    def add_instance(self, instance: Instance) -> None:
+        """Add an instance to its agent and to the indexes."""
+        self.instances[instance.id] = instance
+        instance.agent.instances[instance.id] = instance
+        for digest in (instance.credential_hash, instance.candidate_hash):
+            if digest is not None:
+                self.by_credential[digest] = instance
+
+    def move(self, instance: Instance, agent: Agent) -> None:
+        """Let ``instance`` belong to ``agent`` from now on."""
+        instance.agent.instances.pop(instance.id, None)
+        instance.agent = agent
+        agent.instances[instance.id] = instance
+
+    def set_credentials(self, instance: Instance, credential: bytes | None, candidate: bytes | None) -> None:
+        """Replace both digests; the ones that are dropped stop working at once."""
+        for digest in (instance.credential_hash, instance.candidate_hash):
+            if digest is not None:
+                self.by_credential.pop(digest, None)
+        instance.credential_hash, instance.candidate_hash = credential, candidate
+        for digest in (credential, candidate):
+            if digest is not None:
+                self.by_credential[digest] = instance
+
+    def of_machine(self, agent: Agent, fingerprint: str) -> Iterator[Instance]:
+        """The instances of ``agent`` on this machine."""
+        return (i for i in agent.instances.values() if i.fingerprint == fingerprint)
+
+
+def moment(seconds: float | None) -> Any:
+    """Seconds since the epoch as an aware datetime; None stays None."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def sort_key(view: Mapping[str, Any] | AgentView) -> tuple[int, str, str, str]:
+    """Agents: problems first, then by environment, type and id."""
+    agent = view if isinstance(view, AgentView) else AgentView.model_validate(view)
+    return (-rules.severity(agent.status), agent.environment_name, agent.agent_type, agent.id)
+
+
+def _version_key(version: str) -> tuple[tuple[int, str], ...]:
+    return tuple((int(part) if part.isdigit() else 0, part) for part in version.replace("-", ".").split("."))

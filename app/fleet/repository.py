@@ -1,0 +1,89 @@
+"""SQL for agents, instances and enrolment tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db.models import AgentRow, EnrolmentTokenRow, InstanceRow, TokenUseRow
+
+_BEAT = (
+    "last_seen_at",
+    "healthy",
+    "last_error",
+    "components",
+    "effective_config",
+    "good_beats",
+    "said_goodbye",
+    "version",
+    "resource",
+    "name",
+)
+
+
+async def all_agents(session: AsyncSession) -> list[AgentRow]:
+    """Every agent."""
+    return list((await session.scalars(select(AgentRow))).all())
+
+
+async def all_instances(session: AsyncSession) -> list[InstanceRow]:
+    """Every instance."""
+    return list((await session.scalars(select(InstanceRow))).all())
+
+
+async def save_instance(session: AsyncSession, columns: Mapping[str, Any]) -> None:
+    """Insert the instance, or overwrite the one with its id."""
+    dialect: Any = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(InstanceRow).values(**columns)
+    changed = {name: statement.excluded[name] for name in columns if name != "id"}
+    await session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changed))
+
+
+async def save_beats(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write what heartbeats told, for many instances in one statement; sorted, so that concurrent writers cannot deadlock."""
+    table = InstanceRow.__table__
+    statement = (
+        table.update()  # type: ignore[attr-defined]  # a mapped class's table is a Table
+        .where(table.c.id == bindparam("_id"))
+        .values({name: bindparam(f"_{name}") for name in _BEAT})
+    )
+    parameters = [{"_id": r["id"], **{f"_{name}": r[name] for name in _BEAT}} for r in sorted(rows, key=lambda r: r["id"])]
+    await (await session.connection()).execute(statement, parameters)
+
+
+async def save_status(session: AsyncSession, instance_id: str, status: str, reason: str, since: datetime) -> None:
+    """Write a transition."""
+    values = {"status": status, "status_reason": reason, "status_since": since}
+    await session.execute(update(InstanceRow).where(InstanceRow.id == instance_id).values(**values))
+
+
+async def save_credentials(session: AsyncSession, instance_id: str, credential: bytes | None, candidate: bytes | None) -> None:
+    """Replace an instance's credential digests."""
+    values = {"credential_hash": credential, "candidate_hash": candidate}
+    await session.execute(update(InstanceRow).where(InstanceRow.id == instance_id).values(**values))
+
+
+async def find_token(session: AsyncSession, token_hash: bytes) -> EnrolmentTokenRow | None:
+    """The enrolment token of this digest."""
+    return (await session.scalars(select(EnrolmentTokenRow).where(EnrolmentTokenRow.token_hash == token_hash))).one_or_none()
+
+
+async def tokens_of(session: AsyncSession, agent_id: str) -> list[EnrolmentTokenRow]:
+    """An agent's tokens, newest first."""
+    query = select(EnrolmentTokenRow).where(EnrolmentTokenRow.agent_id == agent_id).order_by(EnrolmentTokenRow.created_at.desc())
+    return list((await session.scalars(query)).all())
+
+
+async def count_uses(session: AsyncSession, token_id: str) -> int:
+    """How many machines a token has enrolled."""
+    return int(await session.scalar(select(func.count()).select_from(TokenUseRow).where(TokenUseRow.token_id == token_id)) or 0)
+
+
+async def find_use(session: AsyncSession, token_id: str, machine: str) -> TokenUseRow | None:
+    """The record that this token enrolled this machine."""
+    return await session.get(TokenUseRow, (token_id, machine))

@@ -1,0 +1,199 @@
+"""The composition root: settings in, application out."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from app.api import event_routes, fleet_routes, health_routes, key_routes, live_routes, prometheus_routes
+from app.api.agent_routes import router as agent_router
+from app.api.asgi import BodyLimits, Receive, Scope, Send
+from app.api.dependencies import require
+from app.api.opamp_endpoint import OpampEndpoint
+from app.api.otlp_endpoint import OtlpEndpoint
+from app.auth.service import AuthService, Role
+from app.background import Jobs
+from app.db.session import Database
+from app.errors import FieldError, InvalidRequestError, MethodNotAllowedError, NotFoundError, PlatformError, Problem, StartupError
+from app.events.service import EventService
+from app.events.stream import LiveStream
+from app.fleet.service import FleetService
+from app.platform import Platform
+from app.settings import Settings
+from app.telemetry.embedded.store import EmbeddedMetricStore
+from app.telemetry.otlp_limits import OtlpLimits
+from app.web import routes as web_routes
+from connectors._version import __version__
+from connectors.core.errors import ConnectorError
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings | None = None, clock: Callable[[], float] = time.time) -> FastAPI:
+    """The platform as an ASGI application; its services start and stop with the application's lifespan.
+
+    After start-up ``app.state.platform`` holds the services and ``app.state.first_run_key`` the text of a generated admin API key
+    (None unless this start made one).
+    """
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_platform(settings, clock) as (platform, first_run_key):
+            limits = BodyLimits(settings.max_body_bytes, settings.max_decompressed_bytes)
+            app.state.platform = platform
+            app.state.first_run_key = first_run_key
+            app.state.agent_store = platform.fleet
+            app.state.agent_platform_url = settings.resolved_public_url()
+            opamp = OpampEndpoint(platform.fleet.exchange.answer, limits)
+            otlp = _otlp_endpoint(platform, limits, clock)
+            app.state.endpoints = {"opamp": opamp, "otlp": otlp}
+            app.state.hot_paths = {"/v1/opamp": opamp, "/v1/metrics": otlp, "/v1/logs": otlp}
+            yield
+
+    app = FastAPI(title="incident-rca", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    viewer, operator = [Depends(require(Role.VIEWER))], [Depends(require(Role.OPERATOR))]
+    app.include_router(agent_router, dependencies=operator)
+    app.include_router(fleet_routes.open_router)
+    app.include_router(fleet_routes.router)
+    app.include_router(event_routes.router)
+    app.include_router(key_routes.router)
+    app.include_router(live_routes.router, dependencies=viewer)
+    app.include_router(prometheus_routes.router, dependencies=viewer)
+    app.include_router(health_routes.router)
+    app.include_router(web_routes.router)
+    app.mount("/static", StaticFiles(directory=web_routes.static_directory()), name="static")
+    app.add_middleware(_HotPaths, state=app.state)
+    for kind in (PlatformError, ConnectorError, RequestValidationError, StarletteHTTPException, Exception):
+        app.add_exception_handler(kind, _problem_response)
+    return app
+
+
+@asynccontextmanager
+async def open_platform(settings: Settings, clock: Callable[[], float] = time.time) -> AsyncIterator[tuple[Platform, str | None]]:
+    """The platform's services, started; closed in reverse order when the block ends.
+
+    Yields:
+        The platform, and the text of the first admin API key if this start generated one.
+
+    Raises:
+        StartupError: the data directory, the database or the metric store cannot be used; the reason says which and why.
+    """
+    async with AsyncExitStack() as stack:
+        stack.callback(os.close, _claim_directory(settings.data_dir))
+        database = Database(settings.resolved_database_url())
+        stack.push_async_callback(database.close)
+        await database.open()
+        live = LiveStream()
+        events = EventService(database, live)
+        auth = AuthService(database, clock)
+        await auth.load()
+        first_run_key = await auth.ensure_first_key(settings.admin_api_key.get_secret_value())
+        fleet = FleetService(database, events, live, settings, clock)
+        await fleet.load()
+        metrics = EmbeddedMetricStore(
+            settings.data_dir / "metrics",
+            retention=settings.metrics_retention,
+            rollup_retention=settings.metrics_rollup_retention,
+            disk_budget=settings.metrics_disk_budget,
+            clock=clock,
+        )
+        await metrics.open()
+        stack.push_async_callback(metrics.close)
+        jobs = Jobs()
+        platform = Platform(settings, database, auth, events, fleet, metrics, live, jobs)
+        jobs.add("heartbeat-flush", settings.heartbeat_flush_interval, fleet.flush)
+        jobs.add("status-sweep", settings.status_sweep_interval, fleet.sweep)
+        jobs.add("metric-maintenance", 60.0, lambda: metrics.maintain(int(clock() * 1000)))
+        jobs.add("key-use-flush", 30.0, auth.flush)
+        jobs.add("event-retention", 3600.0, lambda: events.drop_older(int((clock() - settings.events_retention) * 1e9)))
+        stack.push_async_callback(_finish, platform)
+        yield platform, first_run_key
+
+
+async def _finish(platform: Platform) -> None:
+    await platform.jobs.stop()
+    for last in (platform.fleet.flush, platform.auth.flush):
+        try:
+            await last()
+        except PlatformError as exc:
+            _log.warning("a last write at shutdown failed: %s", exc.reason, extra={"action": "shutdown_write_failed"})
+
+
+def _otlp_endpoint(platform: Platform, limits: BodyLimits, clock: Callable[[], float]) -> OtlpEndpoint:
+    return OtlpEndpoint(
+        authenticate=platform.fleet.principal,
+        resolve_instance=platform.fleet.resolve_instance,
+        metrics=platform.metrics,
+        record_events=platform.events.record,
+        live=platform.live,
+        limits=limits,
+        items=OtlpLimits(metrics_retention=platform.settings.metrics_retention, events_retention=platform.settings.events_retention),
+        clock=clock,
+    )
+
+
+def _claim_directory(directory: Path) -> int:
+    """Make the data directory and lock it against a second platform; the lock's file descriptor."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+        descriptor = os.open(directory / "platform.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as exc:
+        raise StartupError(f"the data directory {directory} cannot be used: {exc.strerror}; set IRCA_DATA_DIR to one that can") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(descriptor)
+        raise StartupError(f"another platform is running on the data directory {directory}") from exc
+    return descriptor
+
+
+class _HotPaths:
+    """Hands ``/v1/*`` to its plain ASGI endpoints before FastAPI's machinery sees it."""
+
+    def __init__(self, app: Any, state: Any) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoints: Mapping[str, Any] = getattr(self._state, "hot_paths", {})
+        endpoint = endpoints.get(scope.get("path", "")) if scope["type"] == "http" else None
+        await (endpoint or self._app)(scope, receive, send)
+
+
+async def _problem_response(request: Request, exc: Exception) -> Response:
+    """Any error as problem+json, logged at the level that the errors table gives it."""
+    if isinstance(exc, RequestValidationError):
+        exc = InvalidRequestError("the request is not valid", errors=[_field_error(e) for e in exc.errors()])
+    elif isinstance(exc, StarletteHTTPException):
+        exc = {404: NotFoundError("there is nothing at this path"), 405: MethodNotAllowedError(headers=dict(exc.headers or {}))}.get(
+            exc.status_code, InvalidRequestError(str(exc.detail))
+        )
+    problem = Problem.of(exc)
+    _log.log(
+        problem.treatment.log_level,
+        "%s %s: %s",
+        request.method,
+        request.url.path,
+        problem.detail,
+        exc_info=exc if problem.code == "internal-error" else None,
+        extra={"action": "request_refused", "code": problem.code},
+    )
+    return JSONResponse(problem.body(), problem.treatment.status, problem.headers(), "application/problem+json")
+
+
+def _field_error(error: Mapping[str, Any]) -> FieldError:
+    place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    return FieldError(".".join(place) or "body", str(error["msg"]))

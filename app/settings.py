@@ -1,0 +1,65 @@
+"""The platform's settings: environment variables ``IRCA_*``, documented here once (docs/reference/settings.md is generated)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set. Durations are seconds, sizes bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="IRCA_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 picks a free one.")
+    public_url: str = Field(
+        "",
+        description="URL under which agents and browsers reach the platform, as printed commands carry it; empty means http://localhost:PORT.",
+    )
+    data_dir: Path = Field(Path("data"), description="Directory for everything that is kept: database, metrics, secrets, logs.")
+    database_url: str = Field("", description="SQLAlchemy URL of the state database; empty means SQLite in the data directory.")
+    admin_api_key: SecretStr = Field(
+        SecretStr(""), description="Presets the first admin API key (at least 20 characters); empty generates one and shows it once."
+    )
+    tls_certificate: Path | None = Field(None, description="PEM certificate chain; with it the platform itself serves HTTPS.")
+    tls_key: Path | None = Field(None, description="PEM private key that belongs to IRCA_TLS_CERTIFICATE.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Shape of the log lines on standard error.")
+
+    enrolment_token_ttl: Annotated[float, Field(ge=60)] = Field(86_400.0 * 30, description="Life of a new enrolment token.")
+    heartbeat_interval: Annotated[float, Field(ge=1, le=300)] = Field(30.0, description="Heartbeat interval that agents are directed to.")
+    archive_after: Annotated[float, Field(ge=60)] = Field(86_400.0 * 14, description="Silence after which an instance is archived.")
+    heartbeat_flush_interval: Annotated[float, Field(gt=0, le=30)] = Field(1.0, description="Pause between two bulk writes of heartbeats.")
+    status_sweep_interval: Annotated[float, Field(gt=0, le=60)] = Field(2.0, description="Pause between two looks for status changes.")
+
+    max_body_bytes: Annotated[int, Field(ge=65_536)] = Field(1_048_576, description="Largest request body as it travels.")
+    max_decompressed_bytes: Annotated[int, Field(ge=65_536)] = Field(20_971_520, description="Largest request body after decompression.")
+    metrics_retention: Annotated[float, Field(ge=3600)] = Field(86_400.0 * 30, description="Age past which raw samples are dropped.")
+    metrics_rollup_retention: Annotated[float, Field(ge=3600)] = Field(86_400.0 * 400, description="Age past which rollups are dropped.")
+    metrics_disk_budget: Annotated[int, Field(ge=67_108_864)] = Field(
+        10_737_418_240, description="Largest size of the metric store; the oldest days are dropped first."
+    )
+    events_retention: Annotated[float, Field(ge=3600)] = Field(86_400.0 * 90, description="Age past which events are dropped.")
+    query_timeout: Annotated[float, Field(gt=0, le=600)] = Field(30.0, description="Time that one query may take.")
+    query_max_samples: Annotated[int, Field(ge=1000)] = Field(50_000_000, description="Samples that one query may touch.")
+
+    def resolved_public_url(self, port: int | None = None) -> str:
+        """The URL that printed commands carry; ``port`` is the one in use when the setting is 0."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        scheme = "https" if self.tls_certificate else "http"
+        return f"{scheme}://localhost:{port or self.port}"
+
+    def resolved_database_url(self) -> str:
+        """The SQLAlchemy URL of the state database, with an asynchronous driver."""
+        url = self.database_url
+        if not url:
+            return f"sqlite+aiosqlite:///{(self.data_dir / 'state.db').absolute()}"
+        for plain in ("postgresql://", "postgres://"):
+            if url.startswith(plain):
+                return "postgresql+psycopg://" + url.removeprefix(plain)
+        return url

@@ -1,0 +1,157 @@
+// What every page does in the browser: times in the viewer's zone, refreshes when something happened, copy buttons.
+// A region with `data-refresh` is replaced by its newer self; `data-live` on a page's first region says what the page follows.
+(() => {
+  "use strict";
+
+  document.documentElement.classList.add("js");
+
+  const LEAST_PAUSE = 2000; // ms between two refreshes, however much happens
+  const REFRESH_ANYWAY = 30000; // ms: "last seen" moves on without any event
+  const HIDDEN_FOR = 30000; // ms after which a page nobody looks at lets go of its connection
+
+  const exactFormat = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
+  const shortFormat = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+  const ago = (then) => {
+    const seconds = Math.max(0, Math.floor((Date.now() - then) / 1000));
+    for (const [size, name] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+      if (seconds >= size) return `${Math.floor(seconds / size)} ${name} ago`;
+    }
+    return seconds ? `${seconds} s ago` : "now";
+  };
+
+  const setText = (node, text) => {
+    if (node.textContent !== text) node.textContent = text;
+  };
+
+  const showTimes = () => {
+    for (const node of document.querySelectorAll("time[datetime]")) {
+      const time = new Date(node.dateTime);
+      node.title = exactFormat.format(time);
+      if ("relative" in node.dataset) setText(node, ago(time));
+      else setText(node, shortFormat.format(time));
+    }
+  };
+
+  const prepareCopyButtons = () => {
+    if (!navigator.clipboard) return; // only on https and localhost
+    for (const button of document.querySelectorAll("button.copy[hidden]")) {
+      button.hidden = false;
+      button.addEventListener("click", async () => {
+        await navigator.clipboard.writeText(button.parentElement.querySelector("code").textContent);
+        button.textContent = "Copied";
+        setTimeout(() => { button.textContent = "Copy"; }, 1500);
+      });
+    }
+  };
+
+  const prepare = () => {
+    showTimes();
+    prepareCopyButtons();
+  };
+
+  // The indicator in the bar.
+  const indicator = document.getElementById("live");
+  const show = (on, text) => {
+    if (!indicator) return;
+    indicator.hidden = false;
+    indicator.className = `live ${on ? "is-on" : "is-off"}`;
+    setText(indicator, text);
+  };
+
+  // Refreshing: at once when the last one is long ago, else after the pause; never two at a time, never while nobody looks.
+  let refreshed = Date.now();
+  let timer = 0;
+  let running = false;
+  let wantedAgain = false;
+
+  const regions = () => [...document.querySelectorAll("[data-refresh]")].map((node) => `#${node.id}`);
+
+  const refresh = async () => {
+    timer = 0;
+    const [first, ...others] = regions();
+    if (!first || !window.htmx) return;
+    if (document.hidden || running) {
+      wantedAgain = true;
+      return;
+    }
+    running = true;
+    wantedAgain = false;
+    refreshed = Date.now();
+    try {
+      await window.htmx.ajax("GET", location.pathname + location.search, {
+        source: first, target: first, select: first, swap: "outerMorph", selectOOB: others.map((id) => `${id}:outerMorph`).join(","),
+      });
+    } finally {
+      running = false;
+      if (wantedAgain) refreshSoon();
+    }
+  };
+
+  const refreshSoon = () => {
+    if (!timer) timer = setTimeout(refresh, Math.max(200, refreshed + LEAST_PAUSE - Date.now()));
+  };
+
+  // The live stream. Whoever else needs it (charts.js) listens for `irca:live` on the document.
+  const TOPICS = ["agent", "instance", "samples", "event", "lagged"];
+  const followed = document.querySelector("[data-live]")?.dataset.live;
+  let source = null;
+  let letGo = 0;
+
+  const connect = () => {
+    if (!followed || source) return;
+    source = new EventSource(`/api/v1/live?${followed}`);
+    source.addEventListener("open", () => show(true, "Live"));
+    source.addEventListener("error", () => {
+      show(false, "Reconnecting");
+      if (source && source.readyState === EventSource.CLOSED) { // refused for good, such as at the end of the session
+        source = null;
+        setTimeout(connect, 10000);
+        refreshSoon();
+      }
+    });
+    for (const topic of TOPICS) {
+      source.addEventListener(topic, (message) => {
+        document.dispatchEvent(new CustomEvent("irca:live", { detail: { topic, data: JSON.parse(message.data) } }));
+        if (topic !== "samples") refreshSoon();
+      });
+    }
+  };
+
+  const disconnect = () => {
+    source?.close();
+    source = null;
+  };
+
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(letGo);
+    if (document.hidden) {
+      letGo = setTimeout(disconnect, HIDDEN_FOR);
+    } else {
+      const away = !source;
+      connect();
+      if (away || wantedAgain) refreshSoon();
+    }
+  });
+  window.addEventListener("pagehide", disconnect);
+  window.addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
+
+  document.addEventListener("htmx:after:swap", prepare);
+  document.addEventListener("htmx:error", () => show(false, "Not up to date"));
+  document.addEventListener("htmx:response:error", () => show(false, "Not up to date"));
+  document.addEventListener("htmx:after:request", (event) => {
+    if (event.detail.ctx?.response?.raw?.ok && source?.readyState === EventSource.OPEN) show(true, "Live");
+  });
+
+  // Filters that are empty stay out of the URL.
+  document.addEventListener("htmx:config:request", (event) => {
+    const body = event.detail.ctx?.request?.body;
+    if (!(body instanceof FormData) || event.detail.ctx.request.method !== "GET") return;
+    for (const [name, value] of [...body.entries()]) if (value === "") body.delete(name);
+  });
+
+  prepare();
+  setInterval(showTimes, 5000);
+  setInterval(() => { if (regions().length) refreshSoon(); }, REFRESH_ANYWAY);
+  connect();
+})();
