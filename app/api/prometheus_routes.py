@@ -202,7 +202,8 @@ async def _query(request: Request, run: Run, parameters: Parameters, *, matrix: 
     return _success(data, truncated=truncated)
 
 
-@router.api_route("/query", methods=["GET", "POST"], summary="Evaluate a query at one time")
+@router.get("/query", summary="Evaluate a query at one time")
+@router.post("/query", summary="Evaluate a query at one time", include_in_schema=False)
 @_endpoint
 async def query(request: Request) -> Response:
     """``query``, ``time`` (now), ``timeout``, ``limit``."""
@@ -216,7 +217,8 @@ async def query(request: Request) -> Response:
     return await _query(request, run, parameters, matrix=False)
 
 
-@router.api_route("/query_range", methods=["GET", "POST"], summary="Evaluate a query at steps over a range")
+@router.get("/query_range", summary="Evaluate a query at steps over a range")
+@router.post("/query_range", summary="Evaluate a query at steps over a range", include_in_schema=False)
 @_endpoint
 async def query_range(request: Request) -> Response:
     """``query``, ``start``, ``end``, ``step``, ``timeout``, ``limit``."""
@@ -230,7 +232,8 @@ async def query_range(request: Request) -> Response:
     return await _query(request, run, parameters, matrix=True)
 
 
-@router.api_route("/series", methods=["GET", "POST"], summary="Label sets of series")
+@router.get("/series", summary="Label sets of series")
+@router.post("/series", summary="Label sets of series", include_in_schema=False)
 @_endpoint
 async def series(request: Request) -> Response:
     """``match[]`` (at least one), ``start``, ``end``, ``limit``."""
@@ -239,7 +242,8 @@ async def series(request: Request) -> Response:
     return _list([dict(labels) for labels in found], _limit(parameters))
 
 
-@router.api_route("/labels", methods=["GET", "POST"], summary="Names of labels")
+@router.get("/labels", summary="Names of labels")
+@router.post("/labels", summary="Names of labels", include_in_schema=False)
 @_endpoint
 async def labels(request: Request) -> Response:
     """``match[]``, ``start``, ``end``, ``limit``."""

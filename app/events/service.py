@@ -108,6 +108,9 @@ class EventService:
             return await repository.delete_older(session, time_unix_nano)
 
 
+_LATEST = 2**63 - 1  # what the column holds: no event is later than that, so a later bound means the same
+
+
 def severity_text(number: int) -> str:
     """OTel's short name of a severity number."""
     for least, text in ((21, "fatal"), (17, "error"), (13, "warn"), (9, "info"), (5, "debug")):
@@ -121,7 +124,7 @@ def _nanoseconds(time: datetime) -> int:
         raise InvalidRequestError(
             "times need a zone", errors=[FieldError("start", "must carry its time zone, such as 2026-01-01T00:00:00Z")]
         )
-    return int(time.timestamp() * 1_000_000) * 1000
+    return max(-_LATEST, min(_LATEST, int(time.timestamp() * 1_000_000) * 1000))
 
 
 def _view(row: EventRow) -> EventView:
@@ -149,6 +152,6 @@ def _decode(cursor: str | None) -> tuple[int, str] | None:
         return None
     try:
         time, event_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return int(time), str(event_id)
+        return max(-_LATEST, min(_LATEST, int(time))), str(event_id)
     except (ValueError, TypeError, binascii.Error) as exc:
         raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")]) from exc

@@ -47,11 +47,11 @@ class Exchange:
             message.ParseFromString(body)
         except DecodeError as exc:
             raise MalformedBodyError("the body is not an OpAMP AgentToServer message") from exc
-        uid = _uid(message.instance_uid)
         used = digest(bearer)
         instance = self._registry.by_credential.get(used)
         reply = opamp.ServerToAgent(instance_uid=message.instance_uid, capabilities=CAPABILITIES)
-        if instance is None or instance.id != uid:
+        if instance is None or instance.uid != message.instance_uid:
+            uid = _uid(message.instance_uid)
             try:
                 instance = await self._first_contact(bearer, uid, instance, message, reply)
             except UnauthenticatedError as exc:

@@ -87,13 +87,13 @@ class Instance:
     credential_hash: bytes | None = None
     candidate_hash: bytes | None = None
     sequence_num: int | None = None
-    dirty: bool = False
     described: bool = False
+    uid: bytes = field(init=False)
+    """The OpAMP instance_uid: the id's 16 bytes."""
 
-    @property
-    def uid(self) -> bytes:
-        """The OpAMP instance_uid: the id's 16 bytes."""
-        return uuid.UUID(self.id).bytes
+    def __post_init__(self) -> None:
+        """Keep the bytes: every heartbeat compares them."""
+        self.uid = uuid.UUID(self.id).bytes
 
     @classmethod
     def of(cls, row: InstanceRow, agent: Agent, started: float, interval: float) -> Instance:

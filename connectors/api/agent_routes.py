@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -152,7 +151,7 @@ def refusal(exc: ConnectorError) -> JSONResponse:
 def _validated(config_class: type[AgentConfig], config: Mapping[str, Any]) -> AgentConfig:
     """The configuration, or a ConfigError whose field is ``config.<key>``."""
     try:
-        _adapter(config_class).validate_python(dict(config))
+        TypeAdapter(config_class).validate_python(dict(config))
         return config_class.from_mapping(config)
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
@@ -165,11 +164,6 @@ def _validated(config_class: type[AgentConfig], config: Mapping[str, Any]) -> Ag
         raise ConfigError(f"config.{exc.reason}", field=f"config.{exc.field}") from exc
 
 
-@cache
-def _adapter(config_class: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(config_class)
-
-
 def _describe(name: str) -> AgentType:
     try:
         agent_class = AgentFactory.agent_class(name)
@@ -179,6 +173,6 @@ def _describe(name: str) -> AgentType:
         name=name,
         description=agent_class.description,
         runs_on=list(agent_class.runs_on),
-        config_schema=_adapter(agent_class.config_class).json_schema(),
+        config_schema=TypeAdapter(agent_class.config_class).json_schema(),
         available=True,
     )

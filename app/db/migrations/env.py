@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations over the URL that app.db.session hands in (or IRCA_DATABASE_URL for the alembic command)."""
+"""Alembic's entry: runs the migrations over the URL that app.db.session hands in."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from app.db.base import Base
 
 
 def _run() -> None:
-    url = context.config.attributes.get("url") or context.config.get_main_option("sqlalchemy.url")
-    engine = create_engine(url, poolclass=pool.NullPool)
+    engine = create_engine(context.config.attributes["url"], poolclass=pool.NullPool)
     with engine.connect() as connection:
         context.configure(
             connection=connection,

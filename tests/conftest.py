@@ -1,0 +1,87 @@
+"""Shared by every test: sockets are off unless asked for, the project's own environment variables are gone, and a missing real
+component skips with its reason, or fails where ``IRCA_REQUIRE`` demands it (a comma-separated list of names, or ``all``)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import pytest_socket
+
+
+def _docker() -> str:
+    if not shutil.which("docker"):
+        return "the docker command is not installed"
+    done = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, timeout=30, check=False)
+    return "" if done.returncode == 0 else "the Docker engine does not answer"
+
+
+def _kubernetes() -> str:
+    return "" if os.environ.get("KUBECONFIG") else "KUBECONFIG names no cluster"
+
+
+def _program(*names: str) -> Callable[[], str]:
+    return lambda: "" if any(shutil.which(name) for name in names) else f"{names[0]} is not installed"
+
+
+def _postgresql() -> str:
+    return "" if os.environ.get("IRCA_TEST_POSTGRESQL_URL") else "IRCA_TEST_POSTGRESQL_URL names no database"
+
+
+COMPONENTS: dict[str, Callable[[], str]] = {
+    "docker": _docker,
+    "kubernetes": _kubernetes,
+    "helm": _program("helm"),
+    "postgresql": _postgresql,
+    "prometheus": _program("prometheus"),
+    "victoria-metrics": _program("victoria-metrics"),
+    "chromium": _program("chromium", "chromium-browser", "google-chrome"),
+    "systemd": lambda: "" if Path("/run/systemd/system").is_dir() else "PID 1 is not systemd",
+}
+_missing: dict[str, str] = {}
+
+
+def missing(name: str) -> str:
+    """Why the real component cannot be used here; empty when it can."""
+    if name not in _missing:
+        _missing[name] = COMPONENTS[name]()
+    return _missing[name]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    kept = ("IRCA_TEST_", "IRCA_REQUIRE", "IRCA_SCREENSHOTS")
+    for variable in [v for v in os.environ if v.startswith("IRCA_") and not v.startswith(kept)]:
+        del os.environ[variable]
+    for variable in ("PLATFORM_API_URL", "AGENT_TOKEN", "AGENT_TOKEN_FILE", "AGENT_CONFIG_FILE", "LOG_LEVEL", "LABELS"):
+        os.environ.pop(variable, None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    required = os.environ.get("IRCA_REQUIRE", "").split(",")
+    for marker in item.iter_markers("requires"):
+        for name in marker.args:
+            if why := missing(name):
+                if "all" in required or name in required:
+                    pytest.fail(f"{name} is required here, but {why}", pytrace=False)
+                pytest.skip(why)
+    if item.get_closest_marker("sockets") or item.get_closest_marker("requires"):
+        pytest_socket.enable_socket()
+        pytest_socket.socket_allow_hosts(["127.0.0.1", "::1", "localhost", "172.17.0.1"], allow_unix_socket=True)
+    else:
+        pytest_socket.disable_socket(allow_unix_socket=True)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on loopback that nobody used a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+pytest_plugins = ["platform_fixtures"]
