@@ -1,0 +1,97 @@
+"""The options of the docker agent type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import annotated_types as at
+
+from connectors.core.agent_config import AgentConfig, Pattern, option
+from connectors.core.errors import ConfigError
+
+CONTAINER_NAME = "incident-rca-agent"
+IMAGE = "incident-rca/agent:latest"
+DEFAULT_SOCKET = "/var/run/docker.sock"
+
+OWN_VARIABLES = frozenset({"AGENT_TYPE", "PLATFORM_API_URL", "AGENT_TOKEN", "AGENT_TOKEN_FILE", "AGENT_CONFIG_FILE"})
+"""Environment variables that the deployment command sets itself."""
+
+_MOUNTABLE = re.compile(r'/[^,":\x00-\x1f\x7f]*')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerAgentConfig(AgentConfig):
+    """Options of a docker agent."""
+
+    container_name: Annotated[str, Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+"), at.Len(2, 128)] = option(
+        CONTAINER_NAME, "Name of the agent's container, and of the volume that keeps its state.", scope="deploy"
+    )
+    image: Annotated[str, Pattern(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]*")] = option(IMAGE, "Image that the agent runs from.", scope="deploy")
+    network: Annotated[str, Pattern(r"([a-zA-Z0-9][a-zA-Z0-9_.:-]*)?")] = option(
+        "", "Docker network that the agent joins; empty means the engine's default.", scope="deploy"
+    )
+    memory_limit: Annotated[str, Pattern(r"([1-9][0-9]*[bkmg]?)?")] = option(
+        "256m", "Most memory that the agent's container may use, as docker run --memory takes it; empty means no limit.", scope="deploy"
+    )
+    pids_limit: Annotated[int, at.Ge(0)] = option(
+        256, "Most processes and threads in the agent's container; 0 means no limit.", scope="deploy", unit="{process}"
+    )
+    token_file: str = option(
+        "",
+        "Absolute path of a file on the Docker host that holds the token. Given, the command mounts it and does not contain the token.",
+        scope="deploy",
+    )
+    extra_environment: Mapping[Annotated[str, Pattern(r"[A-Za-z_][A-Za-z0-9_]*")], str] = option(
+        doc="Further environment variables of the agent's container, such as HTTPS_PROXY.", factory=dict, scope="deploy"
+    )
+    extra_labels: Mapping[Annotated[str, Pattern(r"[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?")], str] = option(
+        doc="Further labels of the agent's container.", factory=dict, scope="deploy"
+    )
+    docker_host: Annotated[str, Pattern(r'(unix:///[^,":\s]+|(tcp|http|https)://[^\s]+)?')] = option(
+        "",
+        "Where the agent finds the engine: unix:///path for another socket, or tcp://host:port for a socket proxy "
+        "(no socket is mounted then). Empty means the engine's own socket.",
+    )
+    host_metrics: bool = option(
+        False, "Also measure the host's CPU, memory, paging and load; the command then mounts the host's /proc read-only."
+    )
+    label_allow_list: tuple[str, ...] = option(
+        ("com.docker.compose.project", "com.docker.compose.service"),
+        "Container labels that become resource attributes (container.label.<key>); labels outside the list are not sent.",
+    )
+    engine_timeout: Annotated[float, at.Ge(1), at.Le(60)] = option(5.0, "Seconds that one request to the engine may take.", unit="s")
+    stats_workers: Annotated[int, at.Ge(1), at.Le(128)] = option(
+        32, "Containers whose statistics are asked for at a time. The engine takes about a second for each, whatever the host."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what no single option's annotation can tell.
+
+        Raises:
+            ConfigError: a path cannot be mounted, or ``extra_environment`` would override what the command sets itself.
+        """
+        for name in ("state_dir", "ca_file", "token_file"):
+            path = getattr(self, name)
+            if path and not _MOUNTABLE.fullmatch(path):
+                raise ConfigError(f"{name} must be an absolute path without commas, colons and quotes, not {path!r}", field=name)
+        own = OWN_VARIABLES | {known.variable for known in self.options().values() if known.scope == "runtime"}
+        if taken := sorted(own & self.extra_environment.keys()):
+            raise ConfigError(
+                f"extra_environment must not hold {taken[0]}: the deployment command sets it from the configuration",
+                field="extra_environment",
+            )
+
+    @property
+    def volume(self) -> str:
+        """The named volume that keeps identity, credential and spool when the container is replaced."""
+        return self.container_name
+
+    @property
+    def socket(self) -> str:
+        """The path of the engine's socket on the host; empty when the engine is reached over the network."""
+        if not self.docker_host:
+            return DEFAULT_SOCKET
+        return self.docker_host.removeprefix("unix://") if self.docker_host.startswith("unix://") else ""

@@ -1,0 +1,81 @@
+"""The host's own figures, for a docker agent that was given the host's ``/proc`` (option ``host_metrics``).
+
+Read from the files themselves: psutil can look at another ``/proc`` only by a global switch, which would also mislead whoever measures
+this process meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from connectors.core.errors import CollectorError
+from connectors.core.telemetry import Attributes, Kind, Metric, Point, ResourceMetrics
+
+_CPU_COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+_CPU_MODES = {mode: (mode,) for mode in ("user", "nice", "system", "idle", "iowait", "steal")} | {"interrupt": ("irq", "softirq")}
+
+
+class HostCollector:
+    """The host's CPU, memory, paging and load. Metrics are of the agent's own resource."""
+
+    name = "docker.host"
+
+    def __init__(self, resource: Callable[[], Attributes], procfs: str = "/host/proc") -> None:
+        self._resource = resource
+        self._procfs = Path(procfs)
+
+    def collect(self) -> Iterator[ResourceMetrics]:
+        """One resource: the host.
+
+        Raises:
+            CollectorError: the host's ``/proc`` is not mounted, or is not Linux's.
+        """
+        try:
+            stat, meminfo, loadavg = ((self._procfs / name).read_text(encoding="ascii") for name in ("stat", "meminfo", "loadavg"))
+            metrics = [*cpu_metrics(stat, os.sysconf("SC_CLK_TCK")), *memory_metrics(meminfo), *load_metrics(loadavg)]
+        except OSError as exc:
+            raise CollectorError(f"the host's /proc cannot be read at {self._procfs}: {exc.strerror}; mount it read-only") from exc
+        except (ValueError, KeyError, IndexError) as exc:
+            raise CollectorError(f"the host's /proc at {self._procfs} is not as expected: {type(exc).__name__}: {exc}") from exc
+        yield ResourceMetrics(self._resource(), metrics)
+
+
+def cpu_metrics(stat: str, ticks: int) -> Iterator[Metric]:
+    """``system.cpu.time`` by CPU and mode, from ``/proc/stat`` with ``ticks`` a second."""
+    started, points = 0, []
+    for line in stat.splitlines():
+        key, *values = line.split()
+        if key == "btime":
+            started = int(values[0]) * 1_000_000_000
+        elif key.startswith("cpu") and key != "cpu":
+            spent = dict(zip(_CPU_COLUMNS, map(int, values), strict=False))
+            for mode, columns in _CPU_MODES.items():
+                seconds = sum(spent.get(column, 0) for column in columns) / ticks
+                points.append(Point(seconds, {"cpu.logical_number": int(key[3:]), "cpu.mode": mode}))
+    yield Metric("system.cpu.time", "s", Kind.COUNTER, points, started)
+
+
+def memory_metrics(meminfo: str) -> Iterator[Metric]:
+    """Memory by state, its limit, and paging space, from ``/proc/meminfo``."""
+    held = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in meminfo.splitlines()) if rest.strip()}
+    cached = held["Cached"] + held.get("SReclaimable", 0)
+    states = {"free": held["MemFree"], "cached": cached, "buffers": held["Buffers"]}
+    states["used"] = max(0, held["MemTotal"] - sum(states.values()))
+    yield _bytes("system.memory.limit", {"": held["MemTotal"]}, "")
+    yield _bytes("system.memory.usage", states, "system.memory.state")
+    yield _bytes("system.memory.linux.available", {"": held["MemAvailable"]}, "")
+    swap = {"used": held["SwapTotal"] - held["SwapFree"], "free": held["SwapFree"]}
+    yield _bytes("system.paging.usage", swap, "system.paging.state")
+
+
+def load_metrics(loadavg: str) -> Iterator[Metric]:
+    """The load averages of ``/proc/loadavg``."""
+    for span, text in zip(("1m", "5m", "15m"), loadavg.split()[:3], strict=True):
+        yield Metric(f"irca.system.load.{span}", "{thread}", Kind.GAUGE, [Point(float(text))])
+
+
+def _bytes(name: str, values: Mapping[str, int], attribute: str) -> Metric:
+    points = [Point(float(value), {attribute: key} if attribute else {}) for key, value in values.items()]
+    return Metric(name, "By", Kind.UPDOWNCOUNTER, points)

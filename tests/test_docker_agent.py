@@ -1,0 +1,345 @@
+"""DockerAgent: command, configuration, control and preflight. Control talks to an engine stub over a real socket."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import shlex
+import socket
+import sys
+
+import pytest
+import requests.exceptions
+from engine_stub import running_engine
+
+from connectors.agent_factory import AgentFactory
+from connectors.core.errors import (
+    ConfigError,
+    ControlError,
+    MissingExtraError,
+    NotDeployedError,
+    PermissionRefusedError,
+    RuntimeUnavailableError,
+)
+from connectors.core.preflight import Outcome, run_checks
+from connectors.docker import engine as engine_module
+from connectors.docker.docker_agent import DockerAgent
+
+
+def agent(**config):
+    return AgentFactory.create_agent("docker", "http://localhost:8000", "token-123", config)
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    with running_engine() as stub:
+        monkeypatch.setenv("DOCKER_HOST", stub.host)
+        yield stub
+
+
+def test_the_command_is_as_the_specification_promises():
+    made = AgentFactory.create_agent(
+        agent_type="docker", platform_url="http://localhost:8000", agent_token="token-123", config={"log_level": "debug"}
+    )
+
+    command = made.get_deployment_command()
+
+    assert command.startswith("docker run -d --name incident-rca-agent \\\n")
+    flat = " ".join(command.replace("\\\n", " ").split())
+    assert "-e PLATFORM_API_URL=http://localhost:8000 -e AGENT_TOKEN=token-123 -e LOG_LEVEL=debug" in flat
+    assert flat.endswith(" incident-rca/agent:latest")
+
+
+def test_the_command_gives_the_agent_what_it_needs():
+    words = shlex.split(agent().get_deployment_command())
+
+    pairs = list(itertools.pairwise(words))
+    assert ("--restart", "unless-stopped") in pairs
+    assert ("-v", "/var/run/docker.sock:/var/run/docker.sock") in pairs
+    assert ("-v", "incident-rca-agent:/var/lib/incident-rca") in pairs
+    assert ("--group-add", "$(stat -c %g /var/run/docker.sock)") in pairs
+    assert ("--memory", "256m") in pairs
+    assert ("--pids-limit", "256") in pairs
+    assert ("-e", "AGENT_TYPE=docker") in pairs
+
+
+def test_every_deployment_option_shows_in_the_command():
+    config = {
+        "container_name": "rca-2",
+        "image": "registry.example.com:5000/ops/agent:1.2@sha256:00ff",
+        "network": "ops",
+        "memory_limit": "64m",
+        "pids_limit": 50,
+        "extra_environment": {"HTTPS_PROXY": "http://proxy:3128"},
+        "extra_labels": {"team": "ops", "io.incident-rca.agent-type": "something else"},
+        "ca_file": "/etc/ssl/own.pem",
+        "state_dir": "/data",
+        "host_metrics": True,
+    }
+
+    words = shlex.split(agent(**config).get_deployment_command())
+
+    pairs = list(itertools.pairwise(words))
+    for expected in [
+        ("--name", "rca-2"),
+        ("--network", "ops"),
+        ("--memory", "64m"),
+        ("--pids-limit", "50"),
+        ("-e", "HTTPS_PROXY=http://proxy:3128"),
+        ("-e", "CA_FILE=/etc/ssl/own.pem"),
+        ("-e", "STATE_DIR=/data"),
+        ("-e", "HOST_METRICS=true"),
+        ("--label", "team=ops"),
+        ("--label", "io.incident-rca.agent-type=docker"),
+        ("-v", "rca-2:/data"),
+        ("-v", "/proc:/host/proc:ro"),
+        ("--mount", "type=bind,source=/etc/ssl/own.pem,target=/etc/ssl/own.pem,readonly"),
+    ]:
+        assert expected in pairs
+    assert "io.incident-rca.agent-type=something else" not in words
+    assert words[-1] == "registry.example.com:5000/ops/agent:1.2@sha256:00ff"
+
+
+def test_limits_can_be_left_out():
+    command = agent(memory_limit="", pids_limit=0).get_deployment_command()
+
+    assert "--memory" not in command
+    assert "--pids-limit" not in command
+
+
+def test_an_engine_over_the_network_needs_no_socket():
+    command = agent(docker_host="tcp://socket-proxy:2375", network="ops").get_deployment_command()
+
+    assert "docker.sock" not in command
+    assert "--group-add" not in command
+    assert "-e DOCKER_HOST=tcp://socket-proxy:2375" in command
+
+
+def test_a_token_in_a_file_stays_out_of_the_command():
+    made = agent(token_file="/root/irca-token")
+
+    assert "token-123" not in made.get_deployment_command()
+    assert "-e AGENT_TOKEN_FILE=/run/secrets/incident-rca-token" in made.get_deployment_command()
+    assert "Write the token to /root/irca-token" in made.get_instructions()
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"container_name": "-rm"}, "container_name"),
+        ({"container_name": "a b"}, "container_name"),
+        ({"image": "--privileged"}, "image"),
+        ({"image": "a b"}, "image"),
+        ({"network": "-x"}, "network"),
+        ({"memory_limit": "much"}, "memory_limit"),
+        ({"pids_limit": -1}, "pids_limit"),
+        ({"docker_host": "ssh://box"}, "docker_host"),
+        ({"docker_host": "/var/run/docker.sock"}, "docker_host"),
+        ({"token_file": "relative"}, "token_file"),
+        ({"token_file": "/a,readonly=false"}, "token_file"),
+        ({"state_dir": "here"}, "state_dir"),
+        ({"ca_file": "/a:b"}, "ca_file"),
+        ({"extra_environment": {"A-B": "x"}}, "extra_environment"),
+        ({"extra_environment": {"AGENT_TOKEN": "x"}}, "extra_environment"),
+        ({"extra_environment": {"LOG_LEVEL": "x"}}, "extra_environment"),
+        ({"extra_labels": {"a=b": "x"}}, "extra_labels"),
+        ({"stats_workers": 0}, "stats_workers"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused_by_its_name(config, field):
+    with pytest.raises(ConfigError) as caught:
+        agent(**config)
+    assert caught.value.field == field
+
+
+def test_a_platform_on_loopback_is_pointed_out():
+    assert "the container itself" in agent().get_instructions()
+    assert "the container itself" not in agent(network="host").get_instructions()
+    elsewhere = AgentFactory.create_agent("docker", "https://platform.example.com", "t", {"docker_host": "tcp://proxy:2375"})
+    assert "the container itself" not in elsewhere.get_instructions()
+    assert "tcp://proxy:2375" in elsewhere.get_instructions()
+
+
+def test_start_and_stop_act_on_the_container_of_that_name(engine):
+    identity = engine.add("incident-rca-agent", labels={"io.incident-rca.agent-type": "docker"}, Running=False, Status="exited")
+
+    agent().start()
+    assert engine.containers[identity]["State"]["Running"]
+    agent().start()
+    assert engine.containers[identity]["State"]["Running"]
+    agent().stop()
+    assert not engine.containers[identity]["State"]["Running"]
+    agent().stop()
+
+    assert [r for r in engine.requests if "/stop" in r] == [f"POST /containers/{identity}/stop?t=15"] * 2
+
+
+def test_a_paused_agent_is_resumed_and_can_say_goodbye(engine):
+    labels = {"io.incident-rca.agent-type": "docker"}
+    identity = engine.add("incident-rca-agent", labels=labels, Paused=True)
+
+    agent().start()
+    assert f"POST /containers/{identity}/unpause" in engine.requests
+    engine.containers[identity]["State"]["Paused"] = True
+    engine.requests.clear()
+    agent().stop()
+
+    assert engine.requests[-2:] == [f"POST /containers/{identity}/unpause", f"POST /containers/{identity}/stop?t=15"]
+
+
+def test_a_container_without_our_label_is_ours_by_its_image(engine):
+    identity = engine.add("incident-rca-agent", image="incident-rca/agent:0.9", Running=False)
+
+    agent().start()
+
+    assert engine.containers[identity]["State"]["Running"]
+
+
+@pytest.mark.parametrize("action", ["start", "stop"])
+def test_a_name_that_something_else_has_is_left_alone(engine, action):
+    identity = engine.add("incident-rca-agent", image="postgres:16", Running=action == "stop")
+
+    with pytest.raises(ControlError, match=r"taken by a container that is not an incident-rca agent \(image 'postgres:16'\)"):
+        getattr(agent(), action)()
+
+    assert engine.containers[identity]["State"]["Running"] == (action == "stop")
+
+
+@pytest.mark.parametrize("action", ["start", "stop"])
+def test_no_container_of_that_name_is_not_deployed(engine, action):
+    with pytest.raises(NotDeployedError, match="no container named 'incident-rca-agent': run the deployment command first"):
+        getattr(agent(), action)()
+
+
+def test_an_id_that_begins_like_the_name_is_not_the_agent(engine):
+    engine.add("other", image="incident-rca/agent:latest")
+
+    with pytest.raises(NotDeployedError):
+        agent(container_name="aaaa").stop()
+
+
+def test_no_engine_is_unavailable(monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+
+    with pytest.raises(RuntimeUnavailableError, match="the socket does not exist"):
+        agent().start()
+
+
+def test_a_socket_that_nobody_listens_on_is_unavailable(monkeypatch, tmp_path):
+    path = tmp_path / "left.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+        with pytest.raises(RuntimeUnavailableError, match="the connection was refused"):
+            agent().stop()
+
+
+def test_an_engine_that_hangs_is_given_up(engine):
+    engine.add("incident-rca-agent")
+    engine.slow["/version"] = 3
+
+    with pytest.raises(RuntimeUnavailableError, match="does not answer within 1 s"):
+        agent(engine_timeout=1).start()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (403, PermissionRefusedError),
+        (401, PermissionRefusedError),
+        (503, RuntimeUnavailableError),
+        (500, ControlError),
+        (409, ControlError),
+    ],
+)
+def test_what_the_engine_refuses_is_told_in_its_own_words(engine, status, expected):
+    identity = engine.add("incident-rca-agent", labels={"io.incident-rca.agent-type": "docker"}, Running=False)
+    engine.fail[f"/containers/{identity}/start"] = status
+
+    with pytest.raises(expected, match="refused by order") as caught:
+        agent().start()
+    assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected", "reason"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), RuntimeUnavailableError, "the name does not resolve"),
+        (OSError("something\nelse"), RuntimeUnavailableError, "cannot be used: something else"),
+        (PermissionError(13, "Permission denied"), PermissionRefusedError, "group that owns the socket"),
+    ],
+)
+def test_the_cause_is_found_however_deep_it_lies(cause, expected, reason):
+    wrapped = requests.exceptions.ConnectionError(("Connection aborted.", cause))
+    wrapped.args = (wrapped, cause)
+
+    for failure in (cause, wrapped):
+        error = engine_module.explain(failure, "tcp://proxy:2375", 5)
+        assert type(error) is expected
+        if failure is cause:
+            assert reason in error.reason
+
+
+def test_control_goes_to_the_engine_of_here_and_not_to_the_agents_own(engine):
+    engine.add("incident-rca-agent", labels={"io.incident-rca.agent-type": "docker"})
+
+    agent(docker_host="tcp://only-in-the-container:2375").stop()
+
+    assert any("/stop" in request for request in engine.requests)
+
+
+def test_preflight_passes_where_the_engine_answers(engine):
+    engine.add("web")
+
+    results = run_checks(agent().preflight())
+
+    assert [(r.name, r.outcome) for r in results] == [
+        ("docker.socket", Outcome.PASS),
+        ("docker.engine", Outcome.PASS),
+        ("docker.containers", Outcome.PASS),
+    ]
+    assert results[2].detail == "1 containers are visible"
+
+
+def test_preflight_says_which_step_fails_and_what_to_do(engine, monkeypatch, tmp_path):
+    engine.fail["/containers/json"] = 403
+    refused = run_checks(agent().preflight())
+    assert [r.outcome for r in refused] == [Outcome.PASS, Outcome.PASS, Outcome.FAIL]
+    assert "CONTAINERS=1" in refused[2].advice
+
+    engine.fail["/version"] = 500
+    assert [r.outcome for r in run_checks(agent().preflight())] == [Outcome.PASS, Outcome.FAIL, Outcome.SKIP]
+
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    missing = run_checks(agent().preflight())
+    assert [r.outcome for r in missing] == [Outcome.FAIL, Outcome.SKIP, Outcome.SKIP]
+    assert "No such file" in missing[0].detail
+
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}")
+    assert "nothing listens on" in run_checks(agent().preflight())[0].detail
+
+
+def test_preflight_needs_no_socket_for_an_engine_over_the_network():
+    socket_check = run_checks(agent(docker_host="tcp://127.0.0.1:1").preflight()[:1])[0]
+
+    assert (socket_check.outcome, "tcp://127.0.0.1:1" in socket_check.detail) == (Outcome.PASS, True)
+
+
+def test_without_docker_py_only_control_and_runtime_are_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "connectors.docker.engine", None)
+
+    assert agent().get_deployment_command().startswith("docker run")
+    with pytest.raises(MissingExtraError, match=r"incident-rca\[docker\]"):
+        agent().start()
+    assert "incident-rca[docker]" in run_checks(agent().preflight())[0].detail
+
+
+def test_the_legacy_name_forwards_and_warns_of_its_removal():
+    legacy = importlib.import_module("connectors.docker.agent")
+
+    with pytest.warns(DeprecationWarning, match=r"removed in 1\.0\.0"):
+        found = legacy.DockerAgent
+
+    assert found is DockerAgent
+    with pytest.raises(AttributeError, match="no attribute 'Other'"):
+        _ = legacy.Other
