@@ -12,7 +12,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from app.telemetry.embedded.codec import CodecError, Floats, Integers, decode_column, decode_times, encode_columns, encode_times
+from app.telemetry.embedded.codec import (
+    CodecError,
+    DecimalPlan,
+    Floats,
+    Integers,
+    decode_column,
+    decode_times,
+    encode_columns,
+    encode_times,
+)
 
 _HEADER = struct.Struct("<B3xIIII")
 _VERSION = 1
@@ -22,13 +31,13 @@ _DIRECTORY_ENTRY = 6
 Read = Callable[[int, int], bytes]  # the bytes from a start to an end
 
 
-def encode_chunk(times: Integers, values: Floats, *, lost: frozenset[int] = frozenset()) -> bytes:
-    """The chunk of ``values`` (samples x columns) at ascending ``times`` (int64 milliseconds).
+def encode_chunk(times: Integers, plan: DecimalPlan, *, lost: frozenset[int] = frozenset()) -> bytes:
+    """The chunk of the values that ``plan`` is of, at ascending ``times`` (int64 milliseconds).
 
     Columns in ``lost`` are left empty: reading them says that they are damaged, where inventing values would not.
     """
     coded_times = encode_times(times)
-    columns = [b"" if index in lost else column for index, column in enumerate(encode_columns(values))]
+    columns = [b"" if index in lost else column for index, column in enumerate(encode_columns(plan))]
     ends = np.cumsum([len(c) for c in columns], dtype=np.int64).astype("<u4")
     checks = np.array([zlib.crc32(c) & 0xFFFF for c in columns], "<u2")
     front = coded_times + ends.tobytes() + checks.tobytes()

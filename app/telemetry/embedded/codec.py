@@ -41,9 +41,8 @@ class CodecError(ValueError):
     """The bytes are no column of this codec, or were damaged."""
 
 
-def encode_columns(values: Floats) -> list[bytes]:
-    """Code a matrix (samples x columns) into one byte string for each column; at least one sample."""
-    plan = plan_decimals(values)
+def encode_columns(plan: DecimalPlan) -> list[bytes]:
+    """Code the matrix that was planned with :func:`plan_decimals` into one byte string for each column; at least one sample."""
     columns = plan.columns
     integers = plan.integers
     for column in np.flatnonzero(plan.exponents < 0).tolist():
@@ -125,6 +124,7 @@ def plan_decimals(values: Floats) -> DecimalPlan:
     integers = np.zeros((count, samples), np.int64)
     exact = np.zeros((count, samples), np.bool_)
     fewest = np.full(count, samples // 16 + 1, np.int64)  # more exceptions than this cost more than bit patterns do
+    open_still = np.ones(count, np.bool_)
     undecided = np.arange(count)
     probe = columns[:, :: max(1, samples // _PROBE)]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -141,7 +141,8 @@ def plan_decimals(values: Floats) -> DecimalPlan:
             chosen = promising[better]
             integers[chosen], exact[chosen] = candidate[better], fits[better]
             fewest[chosen], exponents[chosen] = wrong[better], exponent
-            undecided = np.setdiff1d(undecided, promising[wrong == 0], assume_unique=True)
+            open_still[promising[wrong == 0]] = False
+            undecided = np.flatnonzero(open_still)
     all_exact: Booleans = exact.min(axis=1)
     for column in np.flatnonzero((exponents >= 0) & ~all_exact):
         _fill_forward(integers[column], exact[column])
@@ -268,7 +269,7 @@ def _encode_residuals(zigzag: Unsigned) -> list[tuple[int, int, bytes]]:
     """Code rows of small unsigned integers: ``(kind, parameter, body)`` for each, the shorter of Rice and planes."""
     count, samples = zigzag.shape
     bits, rice_bytes = _rice_parameters(zigzag)
-    widths = np.maximum(1, (_bit_lengths(zigzag.max(axis=1)) + 7) // 8)
+    widths = np.clip((_bit_lengths(zigzag.max(axis=1)) + 7) // 8, 1, 8)
     planes = np.ascontiguousarray(zigzag.view(np.uint8).reshape(count, samples, 8).transpose(0, 2, 1))
     quotients = (zigzag >> bits[:, None].astype(np.uint64)).view(np.int64)
     repeats = (zigzag[:, 1:] == zigzag[:, :-1]).mean(axis=1) if samples > 1 else np.zeros(count)

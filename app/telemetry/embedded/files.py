@@ -86,14 +86,6 @@ class Month:
         return f"{self.prefix}{key // 12:04}-{key % 12 + 1:02}"
 
 
-class CorruptFileError(Exception):
-    """SQLite found a file corrupt; ``key`` is its period."""
-
-    def __init__(self, key: int, reason: str) -> None:
-        super().__init__(reason)
-        self.key = key
-
-
 @dataclass(slots=True)
 class Totals:
     """What a file holds."""
@@ -323,6 +315,13 @@ class DataFiles:
             set_aside(self.path(key), self._clock(), reason)
             with self._lock:
                 del self._suspects[key]
+
+    def settle(self) -> None:
+        """Bring the write-ahead logs of the files written lately into the files, where no reader is in the way."""
+        for connection in self._writers.values():
+            connection.execute("PRAGMA busy_timeout=0")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            connection.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT * 1000)}")
 
     def disk_bytes(self) -> int:
         """Bytes of all files."""

@@ -27,6 +27,7 @@ from app.telemetry.store import NAME, Labels, MetricKind, MetricMetadata, Schema
 Ids = npt.NDArray[np.uint32]
 _NOTHING: Ids = np.empty(0, np.uint32)
 _NEVER = -1
+_NOT_LOADED = ("_path", "_lock", "_connection", "identity")
 _TABLES = (
     "CREATE TABLE identity (value TEXT NOT NULL)",
     "CREATE TABLE label_pairs (id INTEGER PRIMARY KEY, name TEXT NOT NULL, value TEXT NOT NULL)",
@@ -87,22 +88,27 @@ class SeriesIndex:
 
     def load(self) -> None:
         """Read everything from the database; also after a registration that could not be committed."""
-        connection = self._database()
+        fresh = SeriesIndex(self._path)
+        fresh._load(self._database())
         with self._lock:
-            spans = self._oldest, self._newest
-            self._clear()
-            for _, name, value in connection.execute("SELECT id, name, value FROM label_pairs ORDER BY id"):
-                self._remember_pair(name, value)
-            blobs: list[bytes] = []
-            for _, pairs, unit, kind in connection.execute("SELECT id, pairs, unit, kind FROM series ORDER BY id"):
-                blobs.append(pairs)
-                self._trait_of.append(self._trait(unit, kind))
-            self._load_postings(blobs)
-            self._first_schema = array("I", bytes(4 * len(blobs)))
-            for number, digest, series in connection.execute("SELECT id, digest, series FROM schemas ORDER BY id"):
-                self._remember_schema(number, digest, np.frombuffer(series, np.uint32))
-            for schema in range(1, min(len(spans[0]), len(self._oldest))):
-                self._oldest[schema], self._newest[schema] = spans[0][schema], spans[1][schema]
+            count = min(len(self._oldest), len(fresh._oldest))
+            fresh._oldest[:count], fresh._newest[:count] = self._oldest[:count], self._newest[:count]
+            kept = {name: vars(self)[name] for name in _NOT_LOADED}
+            vars(self).update(vars(fresh) | kept)
+
+    def _load(self, connection: sqlite3.Connection) -> None:
+        for _, name, value in connection.execute("SELECT id, name, value FROM label_pairs ORDER BY id"):
+            self._remember_pair(name, value)
+        blobs: list[bytes] = []
+        for _, pairs, unit, kind in connection.execute("SELECT id, pairs, unit, kind FROM series ORDER BY id"):
+            blobs.append(pairs)
+            self._trait_of.append(self._trait(unit, kind))
+        self._load_postings(blobs)
+        self._first_schema = array("I", bytes(4 * len(blobs)))
+        for number, digest, series in connection.execute("SELECT id, digest, series FROM schemas ORDER BY id"):
+            ids = np.frombuffer(series, np.uint32)
+            self._remember_schema(number, ids)
+            self._publish(digest, Schema(number, len(ids)))
 
     def _load_postings(self, blobs: list[bytes]) -> None:
         forward = np.frombuffer(b"".join(blobs), np.uint32)
@@ -149,18 +155,32 @@ class SeriesIndex:
             sqlite3.Error: nothing of it is registered.
         """
         connection = self._database()
+        found: list[Schema] = []
+        made: dict[bytes, Schema] = {}
         try:
             with self._lock, transaction(connection):
-                return [self._digests.get(digest) or self._register(connection, digest, series) for digest, series in requests]
+                for digest, series in requests:
+                    schema = self._digests.get(digest) or made.get(digest)
+                    if schema is None:
+                        schema = made[digest] = self._register(connection, digest, series)
+                    found.append(schema)
         except BaseException:
             self.load()
             raise
+        for digest, schema in made.items():  # only now: nobody may write under a number that could yet be another's
+            self._publish(digest, schema)
+        return found
 
     def _register(self, connection: sqlite3.Connection, digest: bytes, series: Sequence[SeriesKey]) -> Schema:
         ids = np.array([self._series_id(connection, key) for key in series], np.uint32)
         number = len(self._schemas)
         connection.execute("INSERT INTO schemas VALUES (?, ?, ?)", (number, digest, ids.tobytes()))
-        return self._remember_schema(number, digest, ids)
+        self._remember_schema(number, ids)
+        return Schema(number, len(ids))
+
+    def _publish(self, digest: bytes, schema: Schema) -> None:
+        self._sizes[schema.id] = schema.size
+        self._digests[digest] = schema
 
     def _series_id(self, connection: sqlite3.Connection, key: SeriesKey) -> int:
         pairs = array("I", sorted(self._pair_id(connection, name, value) for name, value in dict(key.labels).items() if value))
@@ -204,8 +224,7 @@ class SeriesIndex:
             self._trait_list.append((unit, kind))
         return number
 
-    def _remember_schema(self, number: int, digest: bytes, ids: Ids) -> Schema:
-        schema = Schema(number, len(ids))
+    def _remember_schema(self, number: int, ids: Ids) -> None:
         self._schemas.append(ids)
         self._oldest.append(_NEVER)
         self._newest.append(_NEVER)
@@ -216,9 +235,6 @@ class SeriesIndex:
                 others = self._more_schemas.setdefault(series, [])
                 if number not in others:
                     others.append(number)
-        self._digests[digest] = schema
-        self._sizes[number] = len(ids)
-        return schema
 
     # Spans
 
@@ -233,7 +249,8 @@ class SeriesIndex:
 
     def active_schemas(self, start_ms: int, end_ms: int) -> list[int]:
         """The schemas that may have samples with ``start_ms <= time <= end_ms``, in order."""
-        oldest, newest = np.array(self._oldest), np.array(self._newest)
+        with self._lock:  # an array that is being copied cannot grow
+            oldest, newest = np.array(self._oldest), np.array(self._newest)
         return [int(n) for n in np.flatnonzero((newest >= start_ms) & (oldest <= end_ms) & (newest != _NEVER))]
 
     # Look-ups (any thread)
@@ -300,9 +317,10 @@ class SeriesIndex:
 
     def describe(self, series: int) -> tuple[Labels, str, MetricKind]:
         """A series' labels, unit and kind."""
-        pairs = self._forward[self._starts[series] : self._starts[series + 1]]
-        labels: Mapping[str, str] = {self._pair_names[p]: self._pair_values[p] for p in pairs}
-        return labels, *self._trait_list[self._trait_of[series]]
+        with self._lock:
+            pairs = self._forward[self._starts[series] : self._starts[series + 1]]
+            labels: Mapping[str, str] = {self._pair_names[p]: self._pair_values[p] for p in pairs}
+            return labels, *self._trait_list[self._trait_of[series]]
 
     def label_names(self, ids: Ids) -> list[str]:
         """Sorted names of the labels that these series have."""

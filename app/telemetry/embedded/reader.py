@@ -10,17 +10,18 @@ import logging
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from app.errors import QueryTooLargeError
-from app.telemetry.embedded.chunk import Chunk, Read, merge
+from app.telemetry.embedded.chunk import Chunk, merge
 from app.telemetry.embedded.codec import CodecError, Floats, Integers
 from app.telemetry.embedded.files import DataFiles, connect, is_corruption
 from app.telemetry.embedded.head import read_column, read_rows
@@ -32,6 +33,10 @@ HOURS_A_DAY = 24
 HOURS_A_MONTH = 744
 _OPEN_FILES = 40
 _WHOLE_CHUNK_FROM = 0.004  # share of a chunk's columns from which it is cheaper to fetch all of it than to pick: measured
+_WHOLE_CHUNKS = "SELECT id, body FROM chunks WHERE id BETWEEN ? AND ? ORDER BY id"
+_CHUNK_IDS = "SELECT id FROM chunks WHERE id BETWEEN ? AND ? ORDER BY id"
+_FIVE_MINUTES = "SELECT id, body FROM rollup_five_minutes WHERE id BETWEEN ? AND ? ORDER BY id"
+_HOURS = "SELECT id, body FROM rollup_hour WHERE id BETWEEN ? AND ? ORDER BY id"
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the store is closing, or the query has ended
@@ -115,21 +120,20 @@ class ReadSession:
         self._open[name] = generation, connection
         return connection
 
-    def _periods(self, files: DataFiles, start_ms: int, end_ms: int) -> Iterator[tuple[int, sqlite3.Connection]]:
-        """The files that overlap the range, in order; a corrupt one is reported and passed over."""
-        for key in files.periods():
-            if files.period.start_ms(key) > end_ms or files.period.start_ms(key + 1) <= start_ms:
-                continue
-            try:
-                connection = self._file(files, key)
-                if connection is not None:
-                    yield key, connection
-            except sqlite3.Error as error:
-                if files.generation(key) is None:
-                    continue  # removed while this read was under way
+    def _overlapping(self, files: DataFiles, start_ms: int, end_ms: int) -> list[int]:
+        return [k for k in files.periods() if files.period.start_ms(k) <= end_ms and files.period.start_ms(k + 1) > start_ms]
+
+    def _ask(self, files: DataFiles, key: int, statement: str, bounds: tuple[int, int]) -> tuple[sqlite3.Connection | None, list[Any]]:
+        """Rows from a period's file, and the connection they came over; none when the file is gone, or corrupt (which is reported)."""
+        try:
+            connection = self._file(files, key)
+            return connection, [] if connection is None else connection.execute(statement, bounds).fetchall()
+        except sqlite3.Error as error:
+            if files.generation(key) is not None:  # else it was removed while this read was under way
                 if not is_corruption(error):
                     raise
                 files.suspect(key, str(error))
+            return None, []
 
     def columns(
         self, schema_id: int, size: int, columns: npt.NDArray[np.intp], start_ms: int, end_ms: int, budget: Budget
@@ -161,45 +165,43 @@ class ReadSession:
         return [merge([*target, (head_times, head_values[:, index])]) for index, target in enumerate(pieces)]
 
     def _chunks(self, schema_id: int, start_ms: int, end_ms: int, share: float) -> Iterator[Chunk]:
-        for day, connection in self._periods(self._days, start_ms, end_ms):
+        whole = share >= _WHOLE_CHUNK_FROM
+        for day in self._overlapping(self._days, start_ms, end_ms):
             midnight = self._days.period.start_ms(day)
             first = max(0, (start_ms - midnight) // HOUR_MS)
             last = min(HOURS_A_DAY - 1, (end_ms - midnight) // HOUR_MS)
             bounds = schema_id * HOURS_A_DAY + first, schema_id * HOURS_A_DAY + last
-            if share >= _WHOLE_CHUNK_FROM:
-                sources: Iterator[tuple[int, bytes | Read]] = connection.execute(
-                    "SELECT id, body FROM chunks WHERE id BETWEEN ? AND ? ORDER BY id", bounds
-                )
-            else:
-                sources = _blobs(connection, bounds)
-            for number, source in sources:
+            connection, rows = self._ask(self._days, day, _WHOLE_CHUNKS if whole else _CHUNK_IDS, bounds)
+            if connection is None:
+                continue
+            for number, *body in rows:
                 try:
-                    yield Chunk(source)
+                    yield Chunk(body[0] if body else partial(_part, connection, number))
                 except CodecError as error:
                     self._damage.report(schema_id, midnight + number % HOURS_A_DAY * HOUR_MS, error)
 
     def steps(self, schema_id: int, resolution_ms: int, start_ms: int, end_ms: int) -> Iterator[Steps]:
         """The stored rollups of a schema whose hours overlap the range, in order."""
-        table = "rollup_hour" if resolution_ms == HOUR_MS else "rollup_five_minutes"
-        for month, connection in self._periods(self._months, start_ms, end_ms):
+        statement = _HOURS if resolution_ms == HOUR_MS else _FIVE_MINUTES
+        for month in self._overlapping(self._months, start_ms, end_ms):
             beginning = self._months.period.start_ms(month)
             first = max(0, (start_ms - beginning) // HOUR_MS)
             last = min(HOURS_A_MONTH - 1, (end_ms - beginning) // HOUR_MS)
             bounds = schema_id * HOURS_A_MONTH + first, schema_id * HOURS_A_MONTH + last
-            for number, body in connection.execute(f"SELECT id, body FROM {table} WHERE id BETWEEN ? AND ? ORDER BY id", bounds):  # noqa: S608 - one of two constants
+            for number, body in self._ask(self._months, month, statement, bounds)[1]:
                 try:
                     yield decode_steps(body)
                 except CodecError as error:
                     self._damage.report(schema_id, beginning + number % HOURS_A_MONTH * HOUR_MS, error)
 
 
-def _blobs(connection: sqlite3.Connection, bounds: Sequence[int]) -> Iterator[tuple[int, Read]]:
-    """Handles that read only the parts of a chunk that are asked for."""
-    for (number,) in connection.execute("SELECT id FROM chunks WHERE id BETWEEN ? AND ? ORDER BY id", bounds).fetchall():
+def _part(connection: sqlite3.Connection, number: int, start: int, end: int) -> bytes:
+    """A part of a chunk, without reading the rest of it."""
+    try:
         with connection.blobopen("chunks", "body", number, readonly=True) as blob:
-            yield number, partial(_part, blob)
-
-
-def _part(blob: sqlite3.Blob, start: int, end: int) -> bytes:
-    blob.seek(start)
-    return blob.read(end - start)
+            blob.seek(start)
+            return blob.read(end - start)
+    except (sqlite3.DatabaseError, ValueError) as error:
+        if isinstance(error, ValueError) or is_corruption(error):
+            raise CodecError(str(error)) from error
+        raise

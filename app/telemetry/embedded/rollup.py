@@ -50,8 +50,11 @@ class Steps:
     count: Integers
 
 
-def summarise(times: Integers, values: Floats) -> Steps:
-    """Roll ``values`` (samples x series, at least one sample, ascending ``times``) up into steps of five minutes."""
+def summarise(times: Integers, values: Floats, exponents: npt.NDArray[np.int8]) -> Steps:
+    """Roll ``values`` (samples x series, at least one sample, ascending ``times``) up into steps of five minutes.
+
+    ``exponents`` are those that :func:`~app.telemetry.embedded.codec.plan_decimals` finds.
+    """
     steps = times // FIVE_MINUTES_MS * FIVE_MINUTES_MS
     starts = _starts(steps)
     missing = np.isnan(values)
@@ -59,9 +62,7 @@ def summarise(times: Integers, values: Floats) -> Steps:
     with np.errstate(invalid="ignore", over="ignore"):
         minimum = np.minimum.reduceat(np.where(missing, np.inf, values) if some else values, starts, axis=0)
         maximum = np.maximum.reduceat(np.where(missing, -np.inf, values) if some else values, starts, axis=0)
-        total = _decimal_sums(
-            np.add.reduceat(np.where(missing, 0.0, values) if some else values, starts, axis=0), plan_decimals(values).exponents
-        )
+        total = _decimal_sums(np.add.reduceat(np.where(missing, 0.0, values) if some else values, starts, axis=0), exponents)
     ends = np.append(starts[1:], len(times))
     if not some:
         count = np.repeat((ends - starts)[:, None], values.shape[1], axis=1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.telemetry.embedded.chunk import Chunk, encode_chunk, merge, stack
-from app.telemetry.embedded.codec import CodecError, Floats, Integers
+from app.telemetry.embedded.codec import CodecError, Floats, Integers, plan_decimals
 from app.telemetry.embedded.files import DataFiles, Totals, is_corruption, transaction
 from app.telemetry.embedded.head import Stretch, read_rows
 from app.telemetry.embedded.index import SeriesIndex
@@ -28,8 +28,8 @@ DAY_TABLES = """CREATE TABLE chunks (id INTEGER PRIMARY KEY, samples INTEGER NOT
 CREATE TABLE spans (schema_id INTEGER PRIMARY KEY, oldest_ms INTEGER NOT NULL, newest_ms INTEGER NOT NULL)"""
 MONTH_TABLES = """CREATE TABLE rollup_five_minutes (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE rollup_hour (id INTEGER PRIMARY KEY, body BLOB NOT NULL)"""
-SLICE_SAMPLES = 250_000
-SLICE_ROWS = 2_000
+SLICE_SAMPLES = 125_000
+SLICE_ROWS = 1_000
 _SPAN = """INSERT INTO spans VALUES (?1, ?2, ?3) ON CONFLICT (schema_id) DO UPDATE
 SET oldest_ms = min(oldest_ms, ?2), newest_ms = max(newest_ms, ?3)"""
 
@@ -136,12 +136,13 @@ class Sealer:
             more = len(merged_times) - known.rows
             if not more and not known.damaged:
                 continue  # every row was sealed already
-            steps = summarise(merged_times, merged)
+            plan = plan_decimals(merged)
+            steps = summarise(merged_times, merged, plan.exponents)
             written.append(
                 _Written(
                     schema_id,
                     merged_times,
-                    encode_chunk(merged_times, merged, lost=known.lost),
+                    encode_chunk(merged_times, plan, lost=known.lost),
                     encode_steps(steps),
                     encode_steps(coarsen(steps, HOUR_MS)),
                     more,

@@ -27,7 +27,7 @@ import numpy as np
 
 from app.errors import InvalidRequestError, StartupError, StorageError
 from app.telemetry.embedded.chunk import merge
-from app.telemetry.embedded.codec import Floats, Integers
+from app.telemetry.embedded.codec import Floats, Integers, plan_decimals
 from app.telemetry.embedded.directory import DirectoryLock
 from app.telemetry.embedded.files import DAY_MS, LAST_MS, DataFiles, Day, Month, is_corruption, set_aside, size_on_disk
 from app.telemetry.embedded.head import Entry, Head
@@ -298,8 +298,10 @@ class EmbeddedMetricStore:
                 for column, number in zip(columns.tolist(), series.tolist(), strict=True):
                     found.setdefault(number, {}).update(_steps_of(steps, column))
         for hour in unsealed:
-            for data_ids, piece in self._raw(session, ids, hour):
-                found.setdefault(data_ids, {}).update(_steps_of(coarsen(summarise(piece[0], piece[1].reshape(-1, 1)), resolution), 0))
+            for number, piece in self._raw(session, ids, hour):
+                values = piece[1].reshape(-1, 1)
+                steps = summarise(piece[0], values, plan_decimals(values).exponents)
+                found.setdefault(number, {}).update(_steps_of(coarsen(steps, resolution), 0))
         result = []
         for number, steps_of in sorted(found.items()):
             chosen = [(at, *values) for at, values in sorted(steps_of.items()) if start_ms <= at <= end_ms and values[-1]]
@@ -406,6 +408,7 @@ class EmbeddedMetricStore:
     def _remove_old(self, now_ms: int) -> None:
         for files, retention in ((self._days, self._retention_ms), (self._months, self._rollup_retention_ms)):
             files.set_suspects_aside()
+            files.settle()
             for key in expired(files.period, files.periods(), now_ms, retention):
                 logger.info("metric store: %s is past its retention and removed", files.path(key).name)
                 files.drop(key)

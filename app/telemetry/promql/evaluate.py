@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.errors import QueryTooLargeError
 from app.telemetry.promql import functions
 from app.telemetry.promql.aggregate import aggregate
 from app.telemetry.promql.binary import combine
@@ -53,6 +54,7 @@ from app.telemetry.store import NAME, Matcher
 LOOKBACK_MS = 300_000
 """How far an instant selector looks back for a sample."""
 DEFAULT_SUBQUERY_STEP_MS = 60_000
+_MAX_SUBQUERY_STEPS = 1_000_000
 _CHECK_EVERY = 128
 
 
@@ -96,6 +98,8 @@ def _inner_grid(node: Subquery, grid: Grid) -> Grid:
     ends = _ends(grid, node.offset_ms, node.at)
     step = node.step_ms or DEFAULT_SUBQUERY_STEP_MS
     first = -((int(ends[0]) - node.range_ms) // -step) * step
+    if (int(ends[-1]) - first) // step >= _MAX_SUBQUERY_STEPS:
+        raise QueryTooLargeError(f"a subquery has more than {_MAX_SUBQUERY_STEPS:,} steps")
     times = np.arange(first, int(ends[-1]) + 1, step, dtype=np.int64)
     if not len(times):  # the window lies between two steps: the step behind it is in no window, but well-formed
         times = np.array([first], dtype=np.int64)

@@ -156,7 +156,11 @@ def parse(query: str) -> Node:
         QuerySyntaxError: it is not valid PromQL, or too long or too deep.
         UnsupportedQueryError: it uses a construct that is not supported; the reason names it.
     """
-    return _convert(_parsed(_prepared(query)), 0)
+    parsed = _parsed(_prepared(query))
+    try:
+        return _convert(parsed, 0)
+    except (ValueError, OverflowError):
+        raise UnsupportedQueryError("a duration or time in the query is too large") from None
 
 
 def parse_selector(text: str) -> tuple[Matcher, ...]:
@@ -199,7 +203,7 @@ def children(node: Node) -> Iterator[Node]:
 
 _TOKEN = re.compile(
     r"""(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|(?P<raw>`[^`]*`)|(?P<comment>\#[^\n]*)"""
-    r"""|(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<operator>\b(?:and|or|unless|atan2)\b|[-+*/%^]|[=!<>]=|[<>](?!=))""",
+    r"""|(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<before_epoch>@\s*-)|(?P<operator>\b(?:and|or|unless|atan2)\b|[-+*/%^]|[=!<>]=|[<>](?!=))""",
     re.IGNORECASE,
 )
 
@@ -218,6 +222,8 @@ def _prepared(query: str) -> str:
             depth -= 1
         elif kind == "operator":
             operators += 1
+        elif kind == "before_epoch":
+            raise UnsupportedQueryError("a time before 1970 behind @ is not supported")
         elif kind == "raw":
             raw = token.group()[1:-1]
             quoted = raw.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
@@ -235,15 +241,10 @@ def _parsed(query: str) -> Any:
         return promql_parser.parse(query)
     except ValueError as error:
         raise QuerySyntaxError(f"parse error: {error}") from None
-    except BaseException as error:  # noqa: BLE001 - panics derive from it; everything else is raised on
-        raise _from_panic(error) from None
-
-
-def _from_panic(error: BaseException) -> BaseException:
-    """A panic of the parser (it derives from BaseException) as a refusal; anything else as it is."""
-    if type(error).__name__ == "PanicException":
-        return UnsupportedQueryError("the parser cannot represent a number in this query (a time before 1970 or out of range)")
-    return error
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # a bug of the parser; it derives from BaseException
+            raise UnsupportedQueryError("the parser failed on this query") from None
+        raise
 
 
 def _convert(expr: Any, depth: int) -> Node:  # noqa: C901, PLR0911 - one branch for each kind of node
@@ -305,10 +306,7 @@ def _at(expr: Any) -> At:
         return "start"
     if kind == "AtModifierType.End":
         return "end"
-    try:
-        return round(expr.at.at.timestamp() * 1000)
-    except BaseException as error:  # noqa: BLE001 - panics derive from it; everything else is raised on
-        raise _from_panic(error) from None
+    return round(expr.at.at.timestamp() * 1000)
 
 
 def _call(expr: Any, depth: int) -> Call:
