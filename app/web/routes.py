@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from fastapi import APIRouter, Request, Response
@@ -61,16 +60,14 @@ async def fleet(
     """Every agent, problems first. An unknown status in the URL is no filter."""
     wanted = next((s for s in STATUS_ORDER if s.value == status), None)
     agent_type, environment_name, search = agent_type.strip(), environment_name.strip(), search.strip()
-    counts, page = await asyncio.gather(
-        platform.fleet.status_counts(),
-        platform.fleet.list_agents(
-            cursor=cursor or None,
-            limit=PAGE_SIZE,
-            status=wanted,
-            agent_type=agent_type or None,
-            environment_name=environment_name or None,
-            search=search or None,
-        ),
+    counts = await platform.fleet.status_counts()
+    page = await platform.fleet.list_agents(
+        cursor=cursor or None,
+        limit=PAGE_SIZE,
+        status=wanted,
+        agent_type=agent_type or None,
+        environment_name=environment_name or None,
+        search=search or None,
     )
     given = {"status": wanted.value if wanted else "", "agent_type": agent_type, "environment_name": environment_name, "search": search}
     filters = {name: value for name, value in given.items() if value}
@@ -93,7 +90,8 @@ async def fleet(
 @_pages.get("/agents/{agent_id}")
 async def agent(request: Request, platform: PlatformDependency, _viewer: Viewer, agent_id: str) -> Response:
     """One agent: its instances, configuration and recent events."""
-    found, events = await asyncio.gather(platform.fleet.get_agent(agent_id), _recent_events(platform, agent_id=agent_id))
+    found = await platform.fleet.get_agent(agent_id)
+    events = await _recent_events(platform, agent_id=agent_id)
     order = {status: place for place, status in enumerate(STATUS_ORDER)}
     instances = sorted(found.instances, key=lambda i: (order[i.status], i.name))
     return render(request, "agent.html", agent=found, instances=instances, events=events)
@@ -103,9 +101,8 @@ async def agent(request: Request, platform: PlatformDependency, _viewer: Viewer,
 async def instance(request: Request, platform: PlatformDependency, _viewer: Viewer, instance_id: str, range: str = "") -> Response:  # noqa: A002 - the parameter's name in the URL
     """One instance: its status, charts, components, host, configuration and recent events."""
     found = await platform.fleet.get_instance(instance_id)
-    events, (series, metrics_error) = await asyncio.gather(
-        _recent_events(platform, instance_id=instance_id), _latest(platform, instance_id)
-    )
+    events = await _recent_events(platform, instance_id=instance_id)
+    series, metrics_error = await _latest(platform, instance_id)
     chosen = RANGES.get(range, DEFAULT_RANGE)
     charts = charts_for(found.agent_type, series)
     rows, left_out = latest_rows(series, found.resource)

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from app.events.stream import LiveMessage
+from app.fleet.views import Status
+from tests.page_platform import KEY, PagePlatform, identifier, make_app
+
+pytestmark = pytest.mark.requires("chromium")
+
+ROOT = Path(__file__).resolve().parents[2]
+VENDOR = ROOT / "app" / "web" / "static" / "vendor"
+WEB_1 = f"/instances/{identifier('web-1')}"
+PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
+
+
+@dataclass
+class Served:
+    """A platform served on loopback; ``call`` runs something on its event loop."""
+
+    base: str
+    platform: PagePlatform
+    call: Callable[..., Any]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    platform = PagePlatform(tmp_path)
+    yield from _serve(platform)
+
+
+def _serve(platform: PagePlatform) -> Iterator[Served]:
+    if not (VENDOR / "manifest.json").exists():
+        pytest.fail("the front-end libraries are missing: run tools/fetch_frontend.py", pytrace=False)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def run() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve([listener])
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(make_app(platform), log_level="warning", lifespan="on", timeout_graceful_shutdown=10))
+        thread = threading.Thread(target=lambda: asyncio.run(run()), name="page-server")
+        thread.start()
+        _until(lambda: server.started)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", platform, loops[0].call_soon_threadsafe)
+        loops[0].call_soon_threadsafe(platform.live.close)
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = next(path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name)))
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Visit:
+    """A page in the browser, signed in, and what its console complained of."""
+
+    page: Page
+    complaints: list[str]
+
+
+@pytest.fixture
+def visit(browser: Browser, served: Served) -> Iterator[Callable[..., Visit]]:
+    contexts = []
+
+    def open_page(path: str = "/", *, sign_in: bool = True, **options: Any) -> Visit:
+        context = browser.new_context(base_url=served.base, **{"viewport": WIDE, "timezone_id": "Asia/Tokyo", "locale": "en-GB", **options})
+        contexts.append(context)
+        context.set_default_timeout(15_000)
+        page, complaints = context.new_page(), []
+        page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(path)
+        if sign_in:
+            page.get_by_label("API key").fill(KEY)
+            page.get_by_role("button", name="Sign in").click()
+            page.wait_for_url(served.base + path)
+        return Visit(page, complaints)
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def _drawn(page: Page, count: int = 6) -> None:
+    expect(page.locator(".plot canvas")).to_have_count(count)
+
+
+def test_a_person_signs_in_finds_the_degraded_agent_and_its_reason_and_signs_out(visit, served):
+    page = visit("/").page
+    page.get_by_role("link", name="2 degraded").click()
+    expect(page.get_by_role("row")).to_have_count(3)
+    page.get_by_role("link", name="prod-cluster").click()
+    expect(page.get_by_text("Collector kubernetes.nodes failed").first).to_be_visible()
+    page.get_by_role("link", name="node-a").click()
+    expect(page.get_by_text("Permission denied")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url("**/sign-in")
+    page.goto("/")
+    expect(page.get_by_label("API key")).to_be_focused()
+
+
+def test_a_wrong_key_is_told_at_the_field(visit):
+    page = visit("/", sign_in=False).page
+    page.get_by_label("API key").fill("irca_wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("not known to the platform")
+
+
+def test_typing_filters_the_fleet_and_the_url_follows(visit):
+    opened = visit("/")
+    page = opened.page
+    page.get_by_label("Search").type("prod", delay=20)
+    expect(page.locator("#fleet tbody tr")).to_have_count(2)
+    page.wait_for_url("**/?search=prod")
+    page.get_by_label("Type").select_option("server")
+    expect(page.locator("#fleet tbody tr")).to_have_count(1)
+    page.wait_for_url("**/?search=prod&agent_type=server")
+    page.reload()
+    expect(page.locator("#fleet tbody tr")).to_have_count(1)
+    expect(page.get_by_label("Search")).to_have_value("prod")
+    assert opened.complaints == []
+
+
+def test_the_fleet_changes_as_it_happens_without_losing_what_is_typed(visit, served):
+    opened = visit("/")
+    page = opened.page
+    expect(page.locator("#live")).to_have_text("Live")
+    page.get_by_label("Environment").focus()
+    changed = next(a for a in served.platform.fleet.agents if a.environment_name == "prod-web")
+    changed.status, changed.status_reason = Status.OFFLINE, "No heartbeat for 2 min"
+    served.call(served.platform.live.publish, LiveMessage("instance", {"instance_id": identifier("web-1"), "agent_id": changed.id}))
+    expect(page.locator(f"#agent-{changed.id}")).to_contain_text("No heartbeat for 2 min")
+    expect(page.get_by_role("link", name="2 offline")).to_be_visible()
+    expect(page.get_by_label("Environment")).to_be_focused()
+    assert opened.complaints == []
+
+
+def test_when_the_session_ends_elsewhere_the_page_goes_to_sign_in(visit, served):
+    page = visit("/").page
+    expect(page.locator("#live")).to_have_text("Live")
+    page.context.clear_cookies()
+    served.call(served.platform.live.publish, LiveMessage("agent", {"agent_id": "x"}))
+    page.wait_for_url("**/sign-in")
+
+
+def test_charts_are_drawn_from_the_query_api_and_show_values_under_the_cursor(visit, served):
+    opened = visit(WEB_1 + "?range=1h")
+    page = opened.page
+    _drawn(page)
+    asked = served.platform.prometheus.asked
+    assert {q["step"] for q in asked} == {"15"}
+    assert {float(q["end"]) - float(q["start"]) for q in asked} == {3600.0}
+    legend = page.locator(".chart").first.locator(".legend")
+    expect(legend.locator("li")).to_have_count(3)
+    before = legend.inner_text()
+    plot = page.locator(".chart").first.locator(".u-over").bounding_box()
+    page.mouse.move(plot["x"] + plot["width"] / 3, plot["y"] + 30)
+    expect(legend).not_to_have_text(before)
+    assert opened.complaints == []
+
+
+def test_new_samples_are_appended_by_asking_for_the_end_of_the_range_only(visit, served):
+    page = visit(WEB_1).page
+    _drawn(page)
+    expect(page.locator("#live")).to_have_text("Live")
+    before = len(served.platform.prometheus.asked)
+    served.call(served.platform.live.publish, LiveMessage("samples", {"instance_id": identifier("web-1")}))
+    _until(lambda: _pumped(page) and len(served.platform.prometheus.asked) >= before + 8)
+    later = served.platform.prometheus.asked[before:]
+    assert max(float(q["end"]) - float(q["start"]) for q in later) <= 120
+    _drawn(page)
+
+
+def test_samples_of_another_instance_do_not_make_the_page_ask(visit, served):
+    page = visit(WEB_1).page
+    _drawn(page)
+    expect(page.locator("#live")).to_have_text("Live")
+    before = len(served.platform.prometheus.asked)
+    served.call(served.platform.live.publish, LiveMessage("samples", {"instance_id": "another"}))
+    page.wait_for_timeout(6000)
+    assert len(served.platform.prometheus.asked) == before
+
+
+def test_a_failing_query_is_told_in_the_chart_and_can_be_tried_again(visit, served):
+    served.platform.prometheus.failing = True
+    page = visit(WEB_1).page
+    expect(page.get_by_text("the metric store is busy").first).to_be_visible()
+    served.platform.prometheus.failing = False
+    for _ in range(6):
+        page.get_by_role("button", name="Try again").first.click()
+    _drawn(page)
+
+
+def test_a_range_without_samples_says_so(visit, served):
+    served.platform.prometheus.since = time.time() + 3600
+    page = visit(WEB_1).page
+    expect(page.get_by_text("No data in this range")).to_have_count(6)
+
+
+def test_the_instance_page_keeps_its_charts_when_the_rest_is_refreshed(visit, served):
+    opened = visit(WEB_1)
+    page = opened.page
+    _drawn(page)
+    expect(page.locator("#live")).to_have_text("Live")
+    page.evaluate("document.querySelector('.plot canvas').dataset.mark = 'same'")
+    changed = next(a for a in served.platform.fleet.agents if a.environment_name == "prod-web").instances[0]
+    changed.status, changed.status_reason = Status.DEGRADED, "Collector filesystem failed"
+    served.call(served.platform.live.publish, LiveMessage("instance", {"instance_id": changed.id}))
+    expect(page.locator("#head")).to_contain_text("Collector filesystem failed")
+    expect(page.locator("#details")).to_contain_text("/mnt/backup: Permission denied")
+    expect(page.locator("canvas[data-mark=same]")).to_have_count(1)
+    assert opened.complaints == []
+
+
+def test_times_are_in_the_viewers_zone_with_the_exact_instant_on_hover(visit, served):
+    page = visit(WEB_1).page
+    first_seen = page.locator("time[data-exact]").first
+    expect(first_seen).not_to_contain_text("UTC")
+    assert "GMT+9" in first_seen.get_attribute("title")
+    assert first_seen.get_attribute("datetime").endswith("Z")
+
+
+def test_without_javascript_everything_can_be_read_and_filtered(visit):
+    page = visit("/", java_script_enabled=False).page
+    page.get_by_label("Search").fill("prod-web")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.locator("#fleet tbody tr")).to_have_count(1)
+    page.get_by_role("link", name="web-1").click()
+    expect(page.locator(".chart").first).to_contain_text("user 31 %")
+    expect(page.locator(".plot").first).to_be_hidden()
+    page.get_by_text("Latest values").click()
+    expect(page.get_by_role("cell", name="1.25 thread")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, WIDE], ids=["phone", "wide"])
+def test_no_page_has_accessibility_violations_or_scrolls_sideways(visit, scheme, viewport):
+    page = visit("/sign-in", sign_in=False, color_scheme=scheme, viewport=viewport).page
+    _check(page)
+    page.get_by_label("API key").fill(KEY)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#live")).to_have_text("Live")
+    _check(page)
+    for path in (
+        "/?search=nowhere",
+        f"/agents/{identifier('agent payments-eu')}",
+        f"/agents/{identifier('agent edge-berlin')}",
+        "/agents/none",
+    ):
+        page.goto(path)
+        _check(page)
+    page.goto(WEB_1)
+    _drawn(page)
+    page.get_by_text("Latest values").click()
+    _check(page)
+
+
+def _check(page: Page) -> None:
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
+@pytest.mark.parametrize("viewport", [PHONE, WIDE], ids=["phone", "wide"])
+def test_an_empty_fleet_is_accessible_and_its_command_can_be_copied(tmp_path, browser, viewport):
+    for served in _serve(PagePlatform(tmp_path, agents=[])):
+        context = browser.new_context(base_url=served.base, viewport=viewport, permissions=["clipboard-read", "clipboard-write"])
+        page = context.new_page()
+        page.goto("/")
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_role("button", name="Sign in").click()
+        _check(page)
+        page.get_by_role("button", name="Copy").first.click()
+        expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()") == "incident-rca provision --type server --environment my-host"
+        context.close()
+
+
+@pytest.mark.skipif(not os.environ.get("IRCA_SCREENSHOTS"), reason="IRCA_SCREENSHOTS is not set")
+@pytest.mark.parametrize(("path", "name"), [("/", "fleet"), (WEB_1 + "?range=1h", "instance")])
+def test_screenshots_for_the_documentation(visit, path, name):
+    page = visit(path, viewport={"width": 1280, "height": 800}).page
+    expect(page.locator("#live")).to_have_text("Live")
+    if name == "instance":
+        _drawn(page)
+    target = ROOT / "docs" / "images" / f"{name}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=target, full_page=True, animations="disabled")
+    assert target.stat().st_size > 20_000
+
+
+def _pumped(page: Page) -> bool:
+    page.wait_for_timeout(50)
+    return True
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < give_up, "it did not happen in time"
+        time.sleep(0.02)
