@@ -47,8 +47,8 @@ Remove-Item -Path Env:AGENT_TOKEN"""
 SHELLS = [shell for shell in ("bash", "sh") if shutil.which(shell)]
 
 
-def server(**config):
-    return AgentFactory.create_agent(agent_type="server", platform_url=URL, agent_token=TOKEN, config=config)
+def server(token=TOKEN, **config):
+    return AgentFactory.create_agent(agent_type="server", platform_url=URL, agent_token=token, config=config)
 
 
 @pytest.mark.parametrize(("system", "expected"), [("linux", LINUX), ("macos", MACOS), ("windows", WINDOWS)])
@@ -252,8 +252,9 @@ def test_the_instructions_are_numbered_and_say_what_is_not_available_yet(system)
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
     assert text.startswith("1. Not available yet")
     assert "-m pip install incident-rca" in text
-    for line in agent.get_run_command().splitlines():
+    for line in server(os=system, ca_file="/etc/ca.pem", token="<agent_token>").get_run_command().splitlines():
         assert line.strip() in text
+    assert agent.agent_token not in text
 
 
 def test_a_private_ca_is_named_where_the_download_cannot_be_told_about_it():

@@ -46,9 +46,9 @@ def errors_page() -> str:
     """The table of errors."""
     rows = [[f"`{code}`", str(t.status), t.title, logging.getLevelName(t.log_level).lower()] for code, t in ERRORS.items()]
     return (
-        "# Errors\n\nEvery error leaves as `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `code`, `detail`, `retryable`, and "
-        "`errors` (`[{field, message}]`) where input was refused. The OTLP endpoints answer OTLP clients with `google.rpc.Status`, and "
-        "`/prometheus/api/v1` answers in Prometheus' own shape, as their clients expect.\n\n"
+        "# Errors\n\nEvery error leaves as `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `code`, `detail`, "
+        "`retryable`, and `errors` (`[{field, message}]`) where input was refused. The OTLP endpoints answer OTLP clients with "
+        "`google.rpc.Status`, and `/prometheus/api/v1` answers in Prometheus' own shape, as their clients expect.\n\n"
         + table(["code", "status", "title", "logged as"], rows)
     )
 
@@ -67,8 +67,11 @@ def events_page() -> str:
 def types_page() -> str:
     """The agent types and their options."""
     parts = [
-        "# Agent types and their options\n\nAn option is found, highest first, in: the `config` given when provisioning or constructing; the "
-        "environment variable; the configuration file (TOML); the default. *deploy* options shape the deployment command only.\n"
+        (
+            "# Agent types and their options\n\nAn option is found, highest first, in: the `config` given when provisioning or "
+            "constructing; the environment variable; the configuration file (TOML); the default. *deploy* options shape the "
+            "deployment command only.\n"
+        )
     ]
     for name in AgentFactory.supported_types():
         kind = AgentFactory.agent_class(name)
@@ -133,7 +136,11 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
-        stale = [n for n in PAGES if not (target / f"{n}.md").exists() or (Path(folder) / f"{n}.md").read_text() != (target / f"{n}.md").read_text()]
+        stale = [
+            n
+            for n in PAGES
+            if not (target / f"{n}.md").exists() or (Path(folder) / f"{n}.md").read_text() != (target / f"{n}.md").read_text()
+        ]
     if stale:
         print(f"stale: {', '.join(f'docs/reference/{n}.md' for n in stale)}; run `make docs`", file=sys.stderr)
     return bool(stale)

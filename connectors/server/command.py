@@ -24,6 +24,10 @@ _WINDOWS_TLS: Final = (
 )
 
 
+TOKEN_PLACEHOLDER = "<agent_token>"  # noqa: S105 - what stands where a secret will be
+"""Stands for the token in instructions, which people paste into tickets."""
+
+
 def install_command(config: ServerConfig, platform_url: str, token: str) -> str:
     """The command that installs and starts the agent as a service; running it again replaces the installation in place.
 
@@ -81,7 +85,7 @@ def run_command(config: ServerConfig, platform_url: str, token: str) -> str:
     return f"{_assignments(variables)} \\\n  incident-rca-agent run --type server"
 
 
-def instructions(config: ServerConfig, platform_url: str, token: str) -> str:
+def instructions(config: ServerConfig, platform_url: str) -> str:
     """Numbered steps for a person: what works with this version, what the deployment command waits for, and how to go on."""
     served = {"linux": "install script", "macos": "Homebrew tap", "windows": "install script"}[config.os]
     shell = "a PowerShell window" if config.os == "windows" else "a shell"
@@ -95,12 +99,18 @@ def instructions(config: ServerConfig, platform_url: str, token: str) -> str:
             f"On the host, with Python 3.11 or newer, in a virtual environment of its own: `{python} install incident-rca` "
             f"(or, from a checkout of the project: `{python} install .`)."
         ),
-        f"Start the agent in {shell}:\n{_indent(run_command(config, platform_url, token))}",
+        (
+            f"Start the agent in {shell}, with the agent_token that came with these instructions in place of {TOKEN_PLACEHOLDER}:\n"
+            f"{_indent(run_command(config, platform_url, TOKEN_PLACEHOLDER))}"
+        ),
         (
             "The agent appears on the platform within a minute, and stops with Ctrl-C. If it does not, `incident-rca-agent check` with "
             "the same variables says why. It needs no root; without, it keeps its state in the user's own directory."
         ),
-        "The command holds the enrolment token. Treat it like a password until it has been used; the platform can revoke it at any time.",
+        (
+            "The deployment command holds the enrolment token. Treat it like a password until it has been used; "
+            "the platform can revoke it at any time."
+        ),
     ]
     if config.os == "windows":
         steps.append("Once the script is served: run the deployment command in PowerShell as administrator.")

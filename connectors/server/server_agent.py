@@ -90,7 +90,7 @@ class ServerAgent(BaseAgent):
         """Numbered steps for a person, with what works in this version. They hold the token, as the command does."""
         from connectors.server import command  # noqa: PLC0415 - see the module
 
-        return command.instructions(self.config, self.platform_url, self.agent_token)
+        return command.instructions(self.config, self.platform_url)
 
     def get_uninstall_command(self) -> str:
         """The command that removes the agent and all it left; needs no token."""

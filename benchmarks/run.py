@@ -1,0 +1,90 @@
+"""`make bench`: the first rows of the budgets, from one run, ours beside the rivals that are installed.
+
+Rivals are found on the path: Debian's ``prometheus-node-exporter`` and ``victoria-metrics``; without them their columns say so. Compare
+ratios, not absolute figures: machines differ, and neighbours make noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import agent_footprint  # noqa: E402 - the path above comes first
+import heartbeats  # noqa: E402
+import ingest  # noqa: E402
+import store_density  # noqa: E402
+
+
+@dataclass
+class Line:
+    """One row: what was measured, ours, the bound it is held to, and the rival's figure of the same run."""
+
+    what: str
+    ours: float
+    bound: float
+    at_most: bool = True
+    rival: str = ""
+
+    def text(self) -> str:
+        """The row as printed; a missed bound says so."""
+        kept = self.ours <= self.bound if self.at_most else self.ours >= self.bound
+        sign = "<=" if self.at_most else ">="
+        return f"{self.what:<58} {self.ours:>10.3f}  {sign} {self.bound:<9.2f} {'kept' if kept else 'NOT YET':<8} {self.rival}"
+
+
+def rival(name: str, figure: float | None, ours: float) -> str:
+    """The rival's figure and our ratio to it."""
+    return f"{name} {figure:.3f}, ratio {ours / figure:.2f}" if figure else f"{name} is not installed"
+
+
+def main() -> None:
+    """Measure and print; the exit code does not judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="shorter windows: for trying the benchmarks out, not for figures to quote")
+    quick = parser.parse_args().quick
+    lines: list[Line] = []
+
+    def add(line: Line) -> None:
+        lines.append(line)
+        print(line.text(), flush=True)
+
+    print(f"{'what':<58} {'ours':>10}  {'required':<12} {'':<8} beside it in this run")
+    mine, exporter = agent_footprint.measure(20 if quick else 60)
+    add(
+        Line(
+            "server agent, TLS and spool, 10 s: resident MB",
+            mine.rss_mb,
+            30,
+            rival=rival("node_exporter", exporter and exporter.rss_mb, mine.rss_mb),
+        )
+    )
+    add(
+        Line(
+            "  its CPU seconds a minute",
+            mine.cpu_s_per_min,
+            0.10,
+            rival=rival("node_exporter", exporter and exporter.cpu_s_per_min, mine.cpu_s_per_min),
+        )
+    )
+    add(Line("  seconds from start to first data on the platform", mine.first_data_s, 1.0))
+    rounds = 10 if quick else 40
+    for agents, batch in ((24, 1000), (64, 100)):
+        ours = ingest.ours(agents, batch, rounds)
+        victoria = ingest.victoria_metrics(agents, batch, rounds)
+        bound = 4.0 if batch == 100 else victoria or 2.54
+        add(Line(f"ingest, {batch} a batch: CPU-s per million samples", ours, bound, rival=rival("VictoriaMetrics", victoria, ours)))
+    add(Line("heartbeats a second and core", heartbeats.measure(beats=100 if quick else 400), 5000, at_most=False))
+    density = asyncio.run(store_density.density(*((2, 6) if quick else (4, 24))))
+    stored = sum(density[f"{part} bytes a sample"] for part in ("chunk", "rollup", "index"))
+    add(Line("bytes a sample once sealed, rollups and index included", stored, 2.0))
+    add(Line("a series over 24 h from the store, without HTTP: median ms", density["24 h of one series, median ms"], 10.0))
+
+
+if __name__ == "__main__":
+    main()
