@@ -31,9 +31,7 @@ class AgentFactory:
     _lock: ClassVar[Lock] = Lock()
 
     @classmethod
-    def create_agent(
-        cls, agent_type: str, platform_url: str, agent_token: str, config: Mapping[str, Any] | None = None
-    ) -> BaseAgent:
+    def create_agent(cls, agent_type: str, platform_url: str, agent_token: str, config: Mapping[str, Any] | None = None) -> BaseAgent:
         """An agent of ``agent_type``; touches neither disk nor network.
 
         Raises:

@@ -93,3 +93,11 @@ async def test_a_subscriber_that_falls_behind_is_told_and_keeps_the_newest():
     assert live.subscribers == 0
     assert "lagged" in [m.topic for m in got]
     assert got[-1].data == {"n": 5}
+
+
+def test_the_events_that_agents_record_of_themselves_are_in_the_catalogue():
+    from connectors.core.identity import CLONED_EVENT, QUARANTINED_EVENT
+    from connectors.core.ledger import GAP_EVENT
+
+    for name in (CLONED_EVENT, QUARANTINED_EVENT, GAP_EVENT):
+        assert CATALOGUE[name].source == "agent"

@@ -1,6 +1,7 @@
 """Make the virtual environment and install into it what the lock file names; ``make install`` runs it.
 
-What stands already and still fits is left alone, so that a second run takes no time. The Makefile picks the interpreter; run by hand with an old one, it says so.
+What stands already and still fits is left alone, so that a second run takes no time. The Makefile picks the interpreter; run by hand
+with an old one, it says so.
 
     python3 tools/bootstrap.py [--dev] [--venv DIR]
 """

@@ -23,7 +23,7 @@ class KeyRequest(BaseModel):
 
     name: Annotated[str, Field(min_length=1, max_length=200, description="Who or what will use it.")]
     role: Literal["viewer", "operator", "admin"] = "viewer"
-    expires_in: Annotated[float | None, Field(gt=0, le=10 * 365 * 86_400, description="Life in seconds, ten years at most; null for no end.")] = None
+    expires_in: Annotated[float | None, Field(gt=0, le=10 * 365 * 86_400, description="Life in seconds; null for no end.")] = None
 
 
 class KeyView(BaseModel):

@@ -14,7 +14,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,8 +248,7 @@ def stop_leftover(state_dir: Path) -> None:
     """Stop the agent that an earlier ``up`` left behind because it was killed: it holds the state directory."""
     try:
         process = psutil.Process(int(_read_text(state_dir / LOCK_FILE)))
-        command = " ".join(process.cmdline())
-        if "incident-rca-agent" not in command and "connectors.cli" not in command:
+        if not is_agent(process.cmdline()):
             return
         typer.echo(f"Stopping the agent that an earlier run left behind (process {process.pid}) …")
         process.terminate()
@@ -260,6 +259,12 @@ def stop_leftover(state_dir: Path) -> None:
             process.wait(STOP_TIMEOUT)
     except (ValueError, OverflowError, psutil.Error):
         return
+
+
+def is_agent(command: Sequence[str]) -> bool:
+    """Whether this is the command line of a running agent, by :func:`agent_command` or the like of it."""
+    names = [Path(argument).name for argument in command[:3]]
+    return "incident-rca-agent" in names or names[1:] == ["-m", "connectors.cli"]
 
 
 def last_lines(path: Path, count: int = 5) -> list[str]:

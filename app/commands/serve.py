@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -37,10 +38,25 @@ def up(
         raise typer.Exit(run_with_agent(environment_name, host=host, port=port, data_dir=data_dir))
 
 
+class _Interrupted(BaseException):
+    """SIGINT or SIGTERM came before the platform listened to signals."""
+
+
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C before the platform listens to signals is an orderly stop too."""
+    """A signal before the platform listens to signals is an orderly stop too.
+
+    Not by KeyboardInterrupt: one that strikes while something is imported makes Python die by SIGINT at its end, even when it is caught.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise _Interrupted
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         typer.echo("Stopped.")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

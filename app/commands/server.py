@@ -116,6 +116,7 @@ class PlatformServer:
                     code = await companion(stopping)
             finally:
                 unasked = serving.done()
+                self._end_streams()
                 server.should_exit = True
                 await serving
         if self._failure is not None:
@@ -123,6 +124,12 @@ class PlatformServer:
         if unasked and not stops:
             raise CommandError("the platform stopped by itself; its log says why", exit_code=FAILED)
         return code
+
+    def _end_streams(self) -> None:
+        """Let live streams end: uvicorn waits for open responses before the application's own shutdown could end them."""
+        platform = getattr(self.app.state, "platform", None) if self.app else None
+        if platform is not None:
+            platform.live.close()
 
     async def _serve(self, server: uvicorn.Server) -> None:
         # uvicorn leaves by SystemExit when the lifespan fails; _failure has the reason then

@@ -69,11 +69,11 @@ GAP = EventType(
     WARN,
     "An agent had to drop collected data: a stretch that is known to be missing.",
     {
-        "irca.gap.signal": "metrics or logs.",
-        "irca.gap.items": "Data points or events lost.",
+        "irca.gap.signal": "metrics or logs; all where a damaged spool cannot tell.",
+        "irca.gap.items": "Data points or events lost; 0 where it cannot be known.",
         "irca.gap.reason": "age, size, rejected, disk-full or corrupt.",
-        "irca.gap.from": "Start of the stretch.",
-        "irca.gap.to": "End of the stretch.",
+        "irca.gap.start_time_unix_nano": "Start of the stretch.",
+        "irca.gap.end_time_unix_nano": "End of the stretch.",
     },
     source="agent",
 )
@@ -81,7 +81,14 @@ IDENTITY_CLONED = EventType(
     "irca.agent.identity.cloned",
     WARN,
     "An agent found the identity of another machine on its disk and took a new one.",
-    {"irca.instance.original": "The identity that it found."},
+    {"irca.agent.identity.old_id": "The identity that it found.", "irca.agent.identity.new_id": "The one that it took."},
+    source="agent",
+)
+IDENTITY_QUARANTINED = EventType(
+    "irca.agent.identity.quarantined",
+    WARN,
+    "An agent's identity file was damaged; it was set aside and a new identity taken.",
+    {"irca.agent.identity.reason": "What was wrong with the file."},
     source="agent",
 )
 
@@ -98,6 +105,7 @@ CATALOGUE: Mapping[str, EventType] = {
         CREDENTIAL_REVOKED,
         GAP,
         IDENTITY_CLONED,
+        IDENTITY_QUARANTINED,
     )
 }
 

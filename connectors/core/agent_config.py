@@ -17,10 +17,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -80,7 +81,9 @@ class AgentConfig:
         return cls(**checked)
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str], file: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None) -> Self:
+    def from_environment(
+        cls, environ: Mapping[str, str], file: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
+    ) -> Self:
         """The configuration by the precedence in the module's docstring, for an agent that starts.
 
         ``environ`` and ``file`` may hold foreign keys (they are ignored and refused respectively).
@@ -99,7 +102,7 @@ class AgentConfig:
     @classmethod
     def options(cls) -> Mapping[str, Option]:
         """The options by name, in order of definition."""
-        return _options(cls)
+        return _options(typing.cast(Hashable, cls))
 
     def explicit(self, scope: Scope = "runtime") -> dict[str, Any]:
         """The options of ``scope`` whose values differ from the defaults: what a deployment has to carry."""
@@ -202,11 +205,11 @@ def _check_scalar(key: str, base: Any, value: Any) -> Any:
 
 
 def _check_constraint(key: str, constraint: Any, value: Any) -> None:
-    checks = (
-        (at.Ge, "ge", lambda v, b: v >= b, "at least"),
-        (at.Gt, "gt", lambda v, b: v > b, "more than"),
-        (at.Le, "le", lambda v, b: v <= b, "at most"),
-        (at.Lt, "lt", lambda v, b: v < b, "less than"),
+    checks: tuple[tuple[type[Any], str, Callable[[Any, Any], bool], str], ...] = (
+        (at.Ge, "ge", operator.ge, "at least"),
+        (at.Gt, "gt", operator.gt, "more than"),
+        (at.Le, "le", operator.le, "at most"),
+        (at.Lt, "lt", operator.lt, "less than"),
     )
     for kind, attribute, holds, words in checks:
         if isinstance(constraint, kind):
@@ -242,7 +245,7 @@ def _from_text(key: str, annotation: Any, text: str) -> Any:
         return _from_text(key, base, text)
     if origin is not None and origin is not Literal and issubclass(origin, Mapping):
         pairs = [_split_escaped(part, "=", 1) for part in _split_escaped(text, ",")]
-        if any(len(pair) != 2 for pair in pairs):
+        if any(len(pair) == 1 for pair in pairs):
             raise ConfigError(f"{key} must be written name=value,name=value, not {text!r}", field=key)
         return {_unescape(k): _unescape(v) for k, v in pairs}
     if origin is tuple:

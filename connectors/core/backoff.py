@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 FIRST_CEILING = 1.0
 LAST_CEILING = 300.0
 RETRY_AFTER_LIMIT = 3600.0
 """A longer ``Retry-After`` is taken for a mistake and shortened to this."""
+
+
+def unit_random() -> float:
+    """A number in [0, 1). The ``random`` module would cost memory."""
+    return int.from_bytes(os.urandom(6), "big") / 2.0**48
 
 
 def full_jitter(

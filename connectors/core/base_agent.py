@@ -49,7 +49,8 @@ class BaseAgent(ABC):
     default_state_dir: ClassVar[str] = "/var/lib/incident-rca"
     """Where identity, credential and spool are kept unless ``state_dir`` says otherwise."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+        """Refuse a class that leaves abstract methods undefined, by their names."""
         missing = sorted(getattr(cls, "__abstractmethods__", ()))
         if missing:
             raise IncompleteAgentError(f"{cls.__name__} cannot be created: it does not define {', '.join(missing)}")
@@ -119,7 +120,7 @@ class BaseAgent(ABC):
         """
         return ""
 
-    def watch(self, emit: Callable[[Event], None], stopping: threading.Event) -> None:
+    def watch(self, emit: Callable[[Event], None], stopping: threading.Event) -> None:  # noqa: ARG002 - for types that watch
         """Report changes as they happen, through ``emit``, until ``stopping`` is set. By default a type watches nothing.
 
         Runs in a supervised thread of its own; raising a ``ConnectorError`` that is retryable restarts it after a pause and degrades
@@ -172,7 +173,7 @@ class BaseAgent(ABC):
         """The instance at work: made at first use, for it opens the state directory."""
         with self._runtime_lock:
             if self._runtime is None:
-                from connectors.core.runtime import Runtime  # control use must not pay for what only running needs
+                from connectors.core.runtime import Runtime  # noqa: PLC0415 - control use must not pay for what only running needs
 
                 self._runtime = Runtime(self, clock=time.time)
             return self._runtime
@@ -194,7 +195,7 @@ def _check_url(url: str) -> str:
 
 
 def _is_header_safe(text: str) -> bool:
-    return all(33 <= ord(c) <= 126 for c in text)
+    return all("!" <= c <= "~" for c in text)
 
 
 def _as_mapping(config: Mapping[str, Any] | AgentConfig | None) -> Mapping[str, Any]:

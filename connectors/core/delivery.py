@@ -149,6 +149,8 @@ class Outbox:
                 batch = self._memory[0]
                 spool.append(batch.signal, batch.payload, batch.items, batch.created_at)
                 self._forget(0)
+            if self.reason:
+                spool.check_room()
         except StateError as exc:
             self._fail(exc)
             return None

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from random import random as default_random
 from typing import TYPE_CHECKING, Any
 
 from connectors._version import __version__
 from connectors.core import log
-from connectors.core.backoff import Backoff, around
+from connectors.core.backoff import Backoff, around, unit_random
 from connectors.core.collector import describe_failure
 from connectors.core.delivery import Outbox, Sender
 from connectors.core.errors import AuthenticationError, TransportError
@@ -59,7 +58,7 @@ class Runtime:
         agent: BaseAgent,
         clock: Callable[[], float],
         *,
-        random: Callable[[], float] = default_random,
+        random: Callable[[], float] = unit_random,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._agent = agent
@@ -77,7 +76,7 @@ class Runtime:
         agent, config, clock = self._agent, self._config, self._clock
         self._lock = threading.RLock()
         self._facts = Facts(clock(), config.collect_interval)
-        self._told = Component()
+        self._told = self._announced = Component()
         self._interval = config.heartbeat_interval
         self._wake_send, self._retry_send, self._wake_heartbeat = threading.Event(), threading.Event(), threading.Event()
         self._wake_events = threading.Event()
@@ -350,17 +349,20 @@ class Runtime:
     def _note(self, **changes: Any) -> None:
         """Record facts; a change of health is written down and told at once."""
         with self._lock:
-            before = health(self._facts, self._clock())
             self._facts = replace(self._facts, **changes)
-            after = health(self._facts, self._clock())
-        if after != before:
-            self._announce(after)
+        self._announce()
 
-    def _announce(self, component: Component) -> None:
-        level = logging.INFO if component.healthy else logging.WARNING
-        log.entry(_LOG, level, "health.changed", component.status, reason=component.reason)
-        self._write_status()
-        if component != self._told:
+    def _announce(self) -> None:
+        with self._lock:
+            before, after = self._announced, health(self._facts, self._clock())
+            self._announced = after
+        if after == before:
+            return
+        if (before.healthy, before.reason) != (after.healthy, after.reason):
+            level = logging.INFO if after.healthy else logging.WARNING
+            log.entry(_LOG, level, "health.changed", f"the agent is {after.status}", reason=after.reason)
+            self._write_status()
+        if after != self._told:
             self._wake_heartbeat.set()
 
     def _write_status(self, status: AgentStatus | None = None) -> None:
@@ -372,14 +374,11 @@ class Runtime:
     # The end.
 
     def _wait(self, stopping: threading.Event, signals: queue.SimpleQueue[int]) -> None:
-        last = health(self._facts, self._clock())
         while not stopping.is_set():
             try:
                 number = signals.get(timeout=_POLL)
             except queue.Empty:
-                if (now := health(self._facts, self._clock())) != last:  # time alone can change it
-                    self._announce(now)
-                    last = now
+                self._announce()  # time alone can change it
                 continue
             log.entry(_LOG, logging.INFO, "agent.stop", "told to stop", signal=signal.Signals(number).name)
             return

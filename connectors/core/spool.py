@@ -210,6 +210,20 @@ class Spool:
 
         self._attempt(forget, needs_room=True)
 
+    def check_room(self) -> None:
+        """Write a little, to see whether the disk takes anything.
+
+        Raises:
+            SpoolFullError, StateError: as :meth:`append`.
+        """
+
+        def write() -> None:
+            self._ballast.lay()
+            with self._transaction() as (database, _change):
+                database.execute("UPDATE begun SET at = at")
+
+        self._attempt(write)
+
     def expire(self) -> None:
         """Drop what is older than the bound on age.
 
