@@ -208,6 +208,7 @@ def test_a_failing_query_is_told_in_the_chart_and_can_be_tried_again(visit, serv
     served.platform.prometheus.failing = True
     page = visit(WEB_1).page
     expect(page.get_by_text("the metric store is busy").first).to_be_visible()
+    expect(page.get_by_role("button", name="Try again")).to_have_count(6)  # every chart's query has failed by now
     served.platform.prometheus.failing = False
     for _ in range(6):
         page.get_by_role("button", name="Try again").first.click()
