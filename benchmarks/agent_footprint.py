@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import tempfile
 import time
@@ -74,11 +75,11 @@ def _window(measured: list[Measured], seconds: float, scrape: str | None) -> lis
 
 
 def _has_data(port: int, context: ssl.SSLContext) -> bool:
-    request = urllib.request.Request(
-        f"https://localhost:{port}/prometheus/api/v1/query?query=system_uptime_seconds", headers={"authorization": f"Bearer {KEY}"}
-    )
+    """Whether the platform has taken in a first point, by its own count: queries remember for a second that a name is unknown."""
+    request = urllib.request.Request(f"https://localhost:{port}/metrics", headers={"authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(request, timeout=5, context=context) as response:
-        return b'"value"' in response.read()
+        counted = re.search(rb'irca_otlp_items_accepted_total\{signal="metrics"\} (\S+)', response.read())
+    return counted is not None and float(counted[1]) > 0
 
 
 if __name__ == "__main__":
