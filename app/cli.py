@@ -16,7 +16,7 @@ try:
 except ImportError:  # an agent's installation has this command too, for it is one distribution
     sys.exit("incident-rca: the platform is not installed here: pip install 'incident-rca[platform]'")
 
-from app.commands import fleet, keys, serve
+from app.commands import fleet, image, keys, serve
 from app.commands.output import CommandError, report
 from connectors._version import __version__
 
@@ -33,6 +33,7 @@ app.command("provision")(fleet.provision)
 app.command("types")(fleet.types)
 app.add_typer(fleet.agents, name="agents")
 app.add_typer(keys.api_keys, name="api-keys")
+app.add_typer(image.image, name="image")
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from app.api import event_routes, fleet_routes, health_routes, key_routes, live_routes, prometheus_routes
+from app.api import artefact_routes, container_routes, event_routes, fleet_routes, health_routes, key_routes, live_routes, prometheus_routes
 from app.api.agent_routes import router as agent_router
 from app.api.asgi import BodyLimits, Receive, Scope, Send
 from app.api.dependencies import require
@@ -32,8 +32,11 @@ from app.events.stream import LiveStream
 from app.fleet.service import FleetService
 from app.platform import Platform
 from app.settings import Settings
+from app.telemetry.containers import ContainerService
 from app.telemetry.embedded.store import EmbeddedMetricStore
 from app.telemetry.otlp_limits import OtlpLimits
+from app.telemetry.promql.engine import QueryEngine
+from app.telemetry.promql.model import Allowance
 from app.web import routes as web_routes
 from connectors._version import __version__
 from connectors.core.errors import ConnectorError
@@ -66,8 +69,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app = _Application(title="incident-rca", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     viewer, operator = [Depends(require(Role.VIEWER))], [Depends(require(Role.OPERATOR))]
     app.include_router(agent_router, dependencies=operator)
+    app.include_router(artefact_routes.router)
     app.include_router(fleet_routes.open_router)
     app.include_router(fleet_routes.router)
+    app.include_router(container_routes.router)
     app.include_router(event_routes.router)
     app.include_router(key_routes.router)
     app.include_router(live_routes.router, dependencies=viewer)
@@ -111,8 +116,10 @@ async def open_platform(settings: Settings, clock: Callable[[], float] = time.ti
         )
         await metrics.open()
         stack.push_async_callback(metrics.close)
+        allowance = Allowance(settings.query_timeout, settings.query_max_samples)
+        containers = ContainerService(QueryEngine(metrics), events, allowance=allowance, clock=clock)
         jobs = Jobs()
-        platform = Platform(settings, database, auth, events, fleet, metrics, live, jobs)
+        platform = Platform(settings, database, auth, events, fleet, metrics, containers, live, jobs)
         jobs.add("heartbeat-flush", settings.heartbeat_flush_interval, fleet.flush)
         jobs.add("status-sweep", settings.status_sweep_interval, fleet.sweep)
         jobs.add("metric-maintenance", 60.0, lambda: metrics.maintain(int(clock() * 1000)))

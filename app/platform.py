@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from app.events.stream import LiveStream
     from app.fleet.service import FleetService
     from app.settings import Settings
+    from app.telemetry.containers import ContainerService
     from app.telemetry.store import MetricStore
 
 
@@ -26,5 +27,6 @@ class Platform:
     events: EventService
     fleet: FleetService
     metrics: MetricStore
+    containers: ContainerService
     live: LiveStream
     jobs: Jobs

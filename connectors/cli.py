@@ -10,12 +10,15 @@ is not healthy.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.command(arguments, os.environ)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated):
         return OK
     except ConnectorError as exc:
         print(f"incident-rca-agent: {exc.reason}", file=sys.stderr)
@@ -189,7 +192,29 @@ def _run(arguments: argparse.Namespace, environ: MutableMapping[str, str]) -> in
                 field="agent_token",
             )
         token = Secret(NO_TOKEN)
-    return setup.agent(token).run()
+    with _terminable():
+        return setup.agent(token).run()
+
+
+class _Terminated(BaseException):
+    """SIGTERM came before the agent listened to signals."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends an agent that is still starting: as a container's first process it would not even be killed by it."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may listen to signals
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check(arguments: argparse.Namespace, environ: MutableMapping[str, str]) -> int:
@@ -247,8 +272,8 @@ def describe(status: AgentStatus, now: float) -> list[str]:
     ]
     if spool.batches and spool.oldest_at is not None:
         rows.append(("Oldest", f"collected {_ago(spool.oldest_at, now)}"))
-    for signal, reasons in spool.dropped.items():
-        rows.append(("Dropped", f"{signal}: " + ", ".join(f"{count:,} ({reason})" for reason, count in reasons.items())))
+    for name, reasons in spool.dropped.items():
+        rows.append(("Dropped", f"{name}: " + ", ".join(f"{count:,} ({reason})" for reason, count in reasons.items())))
     if status.clock_skew is not None and abs(status.clock_skew) > _SKEW_WORTH_SAYING:
         rows.append(("Clock", f"{abs(status.clock_skew):.0f} s {'ahead of' if status.clock_skew > 0 else 'behind'} the platform's"))
     width = max(len(name) for name, _ in rows)

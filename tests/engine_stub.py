@@ -19,16 +19,23 @@ STARTED = "2026-11-22T14:45:24.907458139Z"
 
 
 class EngineStub:
-    """What the engine holds and how it answers: by path (without version), ``fail`` is a status and ``slow`` a delay in seconds."""
+    """What the engine holds and how it answers.
+
+    By path (without version), ``fail`` is a status, ``slow`` a delay in seconds, ``replies`` status and document.
+    """
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.host = f"unix://{socket}"
         self.api_version = "1.41"
+        self.oldest_api_version = "1.12"
         self.containers: dict[str, dict[str, Any]] = {}
         self.statistics: dict[str, dict[str, Any]] = {}
         self.fail: dict[str, int] = {}
         self.slow: dict[str, float] = {}
+        self.replies: dict[str, tuple[int, Any]] = {}
+        self.images: list[dict[str, Any]] = []
+        self.disk: dict[str, Any] = {"LayersSize": 1000, "Containers": [], "Volumes": [], "BuildCache": []}
         self.requests: list[str] = []
 
     def add(self, name: str, *, image: str = "team/app:1.2", labels: dict[str, str] | None = None, **state: Any) -> str:
@@ -60,8 +67,10 @@ class EngineStub:
         time.sleep(self.slow.get(path, 0))
         if path in self.fail:
             return self.fail[path], {"message": f"refused by order: {path}"}
+        if path in self.replies:
+            return self.replies[path]
         if path == "/version":
-            return 200, {"ApiVersion": self.api_version, "Version": "20.10.24"}
+            return 200, {"ApiVersion": self.api_version, "MinAPIVersion": self.oldest_api_version, "Version": "20.10.24"}
         if path == "/info":
             running = sum(c["State"]["Running"] for c in self.containers.values())
             stopped = len(self.containers) - running
@@ -69,6 +78,10 @@ class EngineStub:
             return 200, {"ID": "ENGINE", "Name": "box", "OSType": "linux", "Architecture": "x86_64", "ServerVersion": "20.10.24", **counts}
         if path == "/containers/json":
             return 200, [summary(c) for c in self.containers.values()]
+        if path == "/images/json":
+            return 200, self.images
+        if path == "/system/df":
+            return 200, self.disk
         _, _, name, *action = path.split("/")
         found = self.containers.get(name) or next((c for c in self.containers.values() if c["Name"] == f"/{name}"), None)
         found = found or next((c for i, c in self.containers.items() if i.startswith(name)), None)
@@ -95,6 +108,7 @@ def summary(container: dict[str, Any]) -> dict[str, Any]:
         "Image": described["Image"],
         "ImageID": container["Image"],
         "Labels": described["Labels"],
+        "State": container["State"]["Status"],
     }
 
 
@@ -129,7 +143,7 @@ def running_engine() -> Iterator[EngineStub]:
         def _serve(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             status, document = engine.answer(self.command, self.path)
-            body = b"" if document is None else json.dumps(document).encode()
+            body = b"" if document is None else document if isinstance(document, bytes) else json.dumps(document).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             if status != 304:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from app.api import live_routes
+from app.api import container_routes, event_routes, live_routes
 from app.auth.service import AuthService
 from app.db.session import Database
 from app.errors import NotFoundError, PlatformError, Problem, StorageError
@@ -26,8 +26,13 @@ from app.events.stream import LiveStream
 from app.events.views import Page
 from app.fleet.views import AgentView, ComponentHealthView, InstanceSummary, InstanceView, Status
 from app.settings import Settings
-from app.telemetry.store import SeriesData
+from app.telemetry.containers import ContainerService
+from app.telemetry.matching import compile_matchers
+from app.telemetry.promql.engine import QueryEngine
+from app.telemetry.promql.model import Allowance
+from app.telemetry.store import MetricMetadata, SeriesData
 from app.web import routes
+from tests.page_containers import Made, container_id, sixty
 
 KEY = "irca_a-key-for-the-pages-tests"
 MIB = 1024**2
@@ -163,10 +168,13 @@ class FakeFleet:
 
 
 class FakeMetrics:
-    """The part of a metric store that pages read: the last three minutes of a server, every ten seconds."""
+    """The part of a metric store that pages read: a server, and a Docker host with ``containers``, both sampled every ten seconds."""
 
     def __init__(self) -> None:
         self.broken = False
+        self.selects = 0
+        self.containers: list[Made] = sixty()
+        self.docker_host = identifier("staging-1")
         self.shapes: list[tuple[str, str, str, dict[str, str], float]] = [
             ("system.cpu.utilization", "1", "gauge", {"cpu.mode": "user"}, 0.31),
             ("system.cpu.utilization", "1", "gauge", {"cpu.mode": "system"}, 0.08),
@@ -181,20 +189,40 @@ class FakeMetrics:
         ]
 
     async def select(self, matchers: Sequence[Any], start_ms: int, end_ms: int, *, max_samples: int | None = None) -> list[SeriesData]:
+        self.selects += 1
         if self.broken:
             raise StorageError("the disk is full")
+        wanted = compile_matchers(matchers)
         [instance] = [m.value for m in matchers if m.name == "instance"]
+        return [one for one in self._held(instance, start_ms, end_ms) if all(m.accepts(one.labels.get(m.name, "")) for m in wanted)]
+
+    async def series(self, matchers: Sequence[Any], start_ms: int, end_ms: int) -> list[dict[str, str]]:
+        return [dict(one.labels) for one in await self.select(matchers, start_ms, end_ms)]
+
+    async def metadata(self) -> list[MetricMetadata]:
+        return sorted({MetricMetadata(s.labels["__name__"], s.unit, s.kind) for s in self._everything()}, key=lambda one: one.name)
+
+    async def label_names(self, matchers: Sequence[Any], start_ms: int, end_ms: int) -> list[str]:
+        return sorted({name for one in self._everything() for name in one.labels})
+
+    def _everything(self) -> Iterator[SeriesData]:
+        """A few samples of every series that was ever there: a catalogue outlives what it names."""
+        end = int(time.time() * 1000)
+        yield from self._held("a server", end - 60_000, end)
+        for made in sixty():
+            yield from made.series(self.docker_host, end - 60_000, end)
+
+    def _held(self, instance: str, start_ms: int, end_ms: int) -> Iterator[SeriesData]:
+        if instance == self.docker_host:
+            end_ms = min(end_ms, int(time.time() * 1000))
+            for made in self.containers:
+                yield from made.series(instance, start_ms, end_ms)
+            return
         times = np.arange(start_ms // 10_000 * 10_000 + 10_000, end_ms + 1, 10_000, dtype=np.int64)
-        return [
-            SeriesData(
-                {"__name__": name, "instance": instance, "agent": "a", "host.name": "web-1", **labels},
-                unit,
-                kind,  # type: ignore[arg-type]  # a plain str in the table above
-                times,
-                np.arange(len(times)) * 10.0 * level if kind == "counter" else np.full(len(times), level),
-            )
-            for name, unit, kind, labels, level in self.shapes
-        ]
+        for name, unit, kind, labels, level in self.shapes:
+            values = np.arange(len(times)) * 10.0 * level if kind == "counter" else np.full(len(times), level)
+            own = {"__name__": name, "instance": instance, "agent": "a", "host.name": "web-1", **labels}
+            yield SeriesData(own, unit, kind, times, values)  # type: ignore[arg-type]  # a plain str in the table above
 
 
 class FakePrometheus:
@@ -208,6 +236,10 @@ class FakePrometheus:
         "load_15m": ("", {"": 0.7}),
         "network_io": ("network_io_direction", {"receive": 2.2 * MIB, "transmit": 0.7 * MIB}),
         "disk_io": ("disk_io_direction", {"read": 0.2 * MIB, "write": 4.1 * MIB}),
+        "container_cpu": ("container_name", {"": 0.4}),
+        "container_memory": ("", {"": 300 * MIB}),
+        "process_count": ("", {"": 12}),
+        "restart_count": ("", {"": 3}),
         "filesystem": ("system_filesystem_mountpoint", {"/": 0.62, "/var/lib/data": 0.81, "/boot": 0.22}),
     }
 
@@ -249,6 +281,7 @@ class PagePlatform:
         self.auth = AuthService(self.database, time.time)
         self.fleet = FakeFleet(make_agents(now) if agents is None else agents)
         self.metrics = FakeMetrics()
+        self.containers = ContainerService(QueryEngine(self.metrics), self.events, allowance=Allowance(30.0, 1_000_000), clock=time.time)
         self.prometheus = FakePrometheus()
 
     async def open(self) -> None:
@@ -276,6 +309,47 @@ class PagePlatform:
             ]
         )
 
+        docker, environment = identifier("staging-1"), identifier("agent staging-docker")
+        changes = (
+            # minutes ago, severity, name, container, body
+            (1, 17, "irca.docker.container.die", "shop-payments-1", "shop-payments-1 died with exit code 1."),
+            (2, 13, "irca.docker.container.health_status", "shop-search-indexer-1", "shop-search-indexer-1 became unhealthy."),
+            (6, 9, "irca.docker.container.start", "shop-mailer-1", "shop-mailer-1 started."),
+            (14, 17, "irca.docker.container.oom", "nightly-report-28311", "nightly-report-28311 ran out of memory."),
+            (
+                55,
+                9,
+                "irca.docker.container.create",
+                "shop-checkout-1",
+                "shop-checkout-1 created from registry.example.com/shop/checkout:2.4.1.",
+            ),
+        )
+        await self.events.record(
+            [
+                EventRecord(
+                    identifier(f"change {minutes}"),
+                    name,
+                    int((time.time() - minutes * 60) * 1e9),
+                    severity,
+                    body,
+                    resource={
+                        "container.id": container_id(container),
+                        "container.name": container,
+                        "container.image.name": "registry.example.com/shop/checkout",
+                        "container.image.tags": ["2.4.1"],
+                        "container.image.repo_digests": ["registry.example.com/shop/checkout@sha256:" + "5f" * 32],
+                        "container.label.com.docker.compose.project": "shop",
+                        "container.label.com.docker.compose.service": container.removeprefix("shop-").removesuffix("-1"),
+                        "container.label.team": "payments",
+                    },
+                    agent_id=environment,
+                    instance_id=docker,
+                    agent_type="docker",
+                )
+                for minutes, severity, name, container, body in changes
+            ]
+        )
+
     async def close(self) -> None:
         await self.database.close()
 
@@ -292,6 +366,8 @@ def make_app(platform: PagePlatform) -> FastAPI:
 
     app = FastAPI(lifespan=lifespan)
     app.include_router(live_routes.router)
+    app.include_router(container_routes.router)
+    app.include_router(event_routes.router)
     app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=routes.static_directory()))
 

@@ -11,6 +11,8 @@ import sys
 import pytest
 import requests.exceptions
 from engine_stub import running_engine
+from hypothesis import given
+from hypothesis import strategies as st
 
 from connectors.agent_factory import AgentFactory
 from connectors.core.errors import (
@@ -23,7 +25,9 @@ from connectors.core.errors import (
 )
 from connectors.core.preflight import Outcome, run_checks
 from connectors.docker import engine as engine_module
+from connectors.docker.compose import scalar
 from connectors.docker.docker_agent import DockerAgent
+from connectors.docker.machine import machine_id
 
 
 def agent(**config):
@@ -343,3 +347,236 @@ def test_the_legacy_name_forwards_and_warns_of_its_removal():
     assert found is DockerAgent
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         _ = legacy.Other
+
+
+# How the container is deployed
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, ("--restart", "unless-stopped")),
+        ({"restart_policy": "on-failure:3"}, ("--restart", "on-failure:3")),
+        ({"state_volume": "rca-state"}, ("-v", "rca-state:/var/lib/incident-rca")),
+        ({"socket_group": "0"}, ("--group-add", "0")),
+        ({"host_metrics": True}, ("-v", "/sys:/host/sys:ro")),
+        ({}, ("--stop-timeout", "15")),
+        ({}, ("--pull", "never")),
+    ],
+)
+def test_the_container_is_run_as_configured(config, expected):
+    assert expected in list(itertools.pairwise(shlex.split(agent(**config).get_deployment_command())))
+
+
+def test_the_root_file_system_is_read_only_and_there_are_no_rights_to_gain():
+    words = shlex.split(agent().get_deployment_command())
+    assert "--read-only" in words
+    assert ("--cap-drop", "ALL") in list(itertools.pairwise(words))
+
+
+def test_an_image_of_ones_own_may_be_pulled():
+    assert "--pull" not in agent(image="registry.example.com/rca:1").get_deployment_command()
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"restart_policy": "sometimes"}, "restart_policy"),
+        ({"restart_policy": "always --privileged"}, "restart_policy"),
+        ({"state_volume": "/host/path"}, "state_volume"),
+        ({"state_volume": "a:b"}, "state_volume"),
+        ({"socket_group": "a b"}, "socket_group"),
+    ],
+)
+def test_a_deployment_option_that_cannot_work_is_refused(config, field):
+    with pytest.raises(ConfigError) as caught:
+        agent(**config)
+    assert caught.value.field == field
+
+
+def test_the_uninstall_command_removes_container_and_state():
+    made = agent(container_name="rca", state_volume="rca-state")
+    assert made.get_uninstall_command() == "docker rm --force rca; docker volume rm --force rca-state"
+
+
+def test_the_instructions_offer_both_ways_to_the_image_from_the_platform():
+    told = agent().get_instructions()
+
+    assert "`docker build -t incident-rca/agent:latest http://localhost:8000/artefacts/docker/context.tar.gz`" in told
+    assert "curl -fsSL -O http://localhost:8000/artefacts/docker/image.tar.gz && " in told
+    assert "curl -fsSL http://localhost:8000/artefacts/docker/image.tar.gz.sha256 | sha256sum -c - && docker load -i image.tar.gz`" in told
+    assert "`incident-rca image build`" in told
+
+
+def test_a_private_ca_is_trusted_for_the_image_too():
+    told = agent(ca_file="/etc/ssl/own.pem").get_instructions()
+
+    assert "curl -fsSL --cacert /etc/ssl/own.pem http://localhost:8000/artefacts/docker/context.tar.gz | docker build -t" in told
+    assert "-k" not in told.split()
+
+
+def test_an_image_of_ones_own_is_not_the_platforms_to_give():
+    told = agent(image="registry.example.com/rca:1").get_instructions()
+
+    assert "the image registry.example.com/rca:1, or can pull it" in told
+    assert "/artefacts/" not in told
+
+
+def test_a_state_directory_that_the_image_does_not_have_is_pointed_out():
+    assert "no directory /data" in agent(state_dir="/data").get_instructions()
+    assert "no directory" not in agent(state_dir="/var/lib/incident-rca").get_instructions()
+
+
+def test_the_alternatives_keep_the_token_out_of_the_command_line():
+    compose, env_file, by_env_file, by_file = agent().get_alternatives()
+
+    assert compose == ("compose.yaml", agent().get_compose_file())
+    assert env_file[1] == "AGENT_TOKEN=token-123\n"
+    assert "incident-rca-agent.env" in env_file[0]
+    assert "--env-file incident-rca-agent.env" in by_env_file[1]
+    assert "source=/etc/incident-rca/agent-token,target=/run/secrets/incident-rca-token,readonly" in by_file[1]
+    assert "-o 10001" in by_file[0]
+    for _, content in (by_env_file, by_file):
+        assert content.startswith("docker run -d --name incident-rca-agent ")
+        assert "token-123" not in content
+
+
+def test_with_a_token_file_compose_is_the_only_alternative_and_holds_no_token():
+    [(title, content)] = agent(token_file="/root/token").get_alternatives()
+
+    assert title == "compose.yaml"
+    assert "token-123" not in content
+    assert "/root/token" in content
+
+
+def test_provisioning_hands_out_the_alternatives():
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from connectors.api import router
+
+    app = FastAPI()
+    app.include_router(router)
+    client = TestClient(app, base_url="http://localhost:8000")
+
+    docker, server = (
+        client.post("/api/v1/agent/provision", json={"agent_type": kind, "environment_name": "e"}).json() for kind in ("docker", "server")
+    )
+
+    assert docker["alternatives"][0]["title"] == "compose.yaml"
+    assert docker["agent_token"] in docker["alternatives"][0]["content"]
+    assert server["alternatives"] == []
+
+
+# compose.yaml
+
+
+def composed(**config) -> dict:
+    return pytest.importorskip("yaml").safe_load(agent(**config).get_compose_file())
+
+
+def test_compose_runs_the_same_container_as_the_command():
+    read = composed(log_level="debug", labels={"team": "a,b"}, host_metrics=True, ca_file="/etc/ssl/own.pem")
+
+    service = read["services"]["agent"]
+    assert service["container_name"] == "incident-rca-agent"
+    assert service["image"] == "incident-rca/agent:latest"
+    assert service["pull_policy"] == "never"
+    assert (service["read_only"], service["cap_drop"], service["security_opt"]) == (True, ["ALL"], ["no-new-privileges:true"])
+    assert (service["mem_limit"], service["pids_limit"], service["restart"]) == ("256m", 256, "unless-stopped")
+    assert service["stop_grace_period"] == "15s"
+    assert service["labels"] == {"io.incident-rca.agent-type": "docker"}
+    assert service["environment"] == {
+        "AGENT_TYPE": "docker",
+        "PLATFORM_API_URL": "http://localhost:8000",
+        "AGENT_TOKEN": "token-123",
+        "LOG_LEVEL": "debug",
+        "LABELS": r"team=a\,b",
+        "HOST_METRICS": "true",
+        "CA_FILE": "/etc/ssl/own.pem",
+    }
+    assert [(v["type"], v["source"], v["target"], v.get("read_only", False)) for v in service["volumes"]] == [
+        ("volume", "state", "/var/lib/incident-rca", False),
+        ("bind", "/var/run/docker.sock", "/var/run/docker.sock", False),
+        ("bind", "/proc", "/host/proc", True),
+        ("bind", "/sys", "/host/sys", True),
+        ("bind", "/etc/ssl/own.pem", "/etc/ssl/own.pem", True),
+    ]
+    assert read["volumes"] == {"state": {"name": "incident-rca-agent"}}
+    assert service["group_add"][0].startswith("${SOCKET_GROUP:?")
+    assert 'SOCKET_GROUP="$(stat -c %g /var/run/docker.sock)" docker compose up -d' in agent().get_compose_file()
+
+
+def test_compose_follows_the_deployment_options():
+    read = composed(network="ops", docker_host="tcp://proxy:2375", memory_limit="", pids_limit=0, restart_policy="no", container_name="A.b")
+    service = read["services"]["agent"]
+    assert read["name"] == "a-b"
+    assert read["networks"] == {"agent": {"name": "ops", "external": True}}
+    assert service["networks"] == ["agent"]
+    assert service["restart"] == "no"
+    assert service["environment"]["DOCKER_HOST"] == "tcp://proxy:2375"
+    assert not {"mem_limit", "pids_limit", "group_add"} & service.keys()
+    assert composed(network="host")["services"]["agent"]["network_mode"] == "host"
+    assert composed(socket_group="0")["services"]["agent"]["group_add"] == ["0"]
+    assert composed(image="own/agent:1")["services"]["agent"].get("pull_policy") is None
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",))))
+def test_any_text_survives_yaml_and_composes_variables(text):
+    yaml = pytest.importorskip("yaml")
+    assert yaml.safe_load(scalar(text)).replace("$$", "\0").count("$") == 0
+    assert yaml.safe_load(scalar(text)).replace("$$", "$") == text
+
+
+# The machine
+
+
+class Ids:
+    """An engine that says these identities, one after the other; None is an engine that is away."""
+
+    def __init__(self, *answers: str | None) -> None:
+        self.answers = list(answers)
+
+    def __call__(self) -> str:
+        answer = self.answers.pop(0)
+        if answer is None:
+            raise RuntimeUnavailableError("away")
+        return answer
+
+
+def test_the_machine_is_the_engines_whatever_container_the_agent_is_in(tmp_path):
+    first = machine_id(tmp_path, Ids("ENGINE", "ENGINE"))
+
+    assert first == "engine:ENGINE"
+    assert machine_id(tmp_path, Ids("ENGINE")) == first
+    assert machine_id(tmp_path, Ids(None)) == first
+
+
+def test_a_volume_on_another_engine_is_another_machine(tmp_path):
+    machine_id(tmp_path, Ids("ENGINE", "ENGINE"))
+
+    assert machine_id(tmp_path, Ids("OTHER", "OTHER")) == "engine:OTHER"
+
+
+def test_an_agent_that_first_started_without_the_engine_stays_who_it_is(tmp_path):
+    first = machine_id(tmp_path, Ids(None))
+
+    assert first.startswith("volume:")
+    assert machine_id(tmp_path, Ids("ENGINE", "ENGINE")) == first
+    assert machine_id(tmp_path / "other", Ids(None)) != first
+
+
+def test_an_engine_that_makes_up_its_identity_is_not_believed(tmp_path):
+    first = machine_id(tmp_path, Ids("A", "B"))
+
+    assert first.startswith("volume:")
+    assert machine_id(tmp_path, Ids("C", "D")) == first
+    assert machine_id(tmp_path / "silent", Ids("")).startswith("volume:")
+
+
+def test_the_agent_asks_its_engine_which_machine_it_is_on(engine, tmp_path):
+    made = agent(state_dir=str(tmp_path))
+
+    assert made.machine_id() == "engine:ENGINE"
+    engine.fail["/info"] = 500
+    assert agent(state_dir=str(tmp_path)).machine_id() == "engine:ENGINE"

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
+import time
+from pathlib import Path
 
+import docker.errors
 import pytest
 from engine_stub import STARTED, running_engine, statistics
 
 from connectors.agent_factory import AgentFactory
 from connectors.core.telemetry import Kind, encode_metrics
+from connectors.docker import engine as engines
 from connectors.docker import stats
-from connectors.docker.host import HostCollector, cpu_metrics, load_metrics, memory_metrics
+from connectors.docker.disk import DiskCollector, disk_metrics
+from connectors.docker.engine import Engine
+from connectors.docker.fanout import Fanout
+from connectors.docker.host import HostCollector, cpu_metrics, load_metrics, memory_metrics, process_metrics
+from connectors.docker.metrics import METRICS, TABLE
+
+FIXTURES = Path(__file__).parent / "fixtures" / "docker"
+FINE = {"docker.engine": "", "docker.containers": "", "docker.disk": ""}
 
 CGROUP_V2_MEMORY = {
     "usage": 50_000_000,
@@ -69,7 +81,7 @@ def test_a_running_container_is_measured(engine):
     assert found["irca.container.process.count"] == 3
     assert found["irca.container.state|running"] == 1
     assert found["container.uptime"] > 0
-    assert outcome(collection) == {"docker.engine": "", "docker.containers": ""}
+    assert outcome(collection) == FINE
     assert encode_metrics(collection)
 
 
@@ -117,7 +129,7 @@ def test_a_container_that_is_not_running_is_not_asked_for_statistics(engine):
 def test_statistics_are_asked_for_in_one_shot_where_the_engine_can(engine):
     engine.add("web")
     agent().collect_metrics()
-    assert any("one-shot=True" in r for r in engine.requests)
+    assert any("one-shot=true" in r for r in engine.requests)
 
     engine.api_version = "1.40"
     engine.requests.clear()
@@ -145,33 +157,45 @@ def test_one_container_that_cannot_be_asked_leaves_the_others_in(engine):
 
     collection = agent().collect_metrics()
 
-    assert by_container(collection).keys() == {"web", None}
-    assert outcome(collection)["docker.containers"].startswith("1 of 2 containers are missing from this round: ")
-    assert by_container(collection)[None]["irca.collector.success|docker.containers"] == 0
+    found = by_container(collection)
+    assert "container.cpu.time" in found["web"]
+    assert found["broken"]["irca.container.state|running"] == 1
+    assert "container.cpu.time" not in found["broken"]
+    assert outcome(collection)["docker.containers"].startswith("1 of 2 containers could not be measured in this round: ")
+    assert found[None]["irca.engine.container.unmeasured"] == 1
+    assert found[None]["irca.collector.success|docker.containers"] == 0
 
 
-def test_a_slow_container_is_left_out_of_the_round(engine):
+@pytest.mark.parametrize("question", ["stats", "json"])
+def test_a_container_that_never_answers_does_not_hold_up_the_others(engine, question):
     engine.add("web")
-    slow = engine.add("slow")
-    engine.slow[f"/containers/{slow}/stats"] = 2.5
+    stuck = engine.add("stuck")
+    engine.slow[f"/containers/{stuck}/{question}"] = 5
 
     collection = agent(collect_interval=1, engine_timeout=2).collect_metrics()
 
-    assert by_container(collection).keys() == {"web", None}
-    assert "did not answer for all of them within 1 s" in outcome(collection)["docker.containers"]
-    for thread in threading.enumerate():
-        if thread.name.startswith("irca-docker-stats"):
-            thread.join(10)
+    found = by_container(collection)
+    assert "container.cpu.time" in found["web"]
+    assert found["stuck"]["irca.container.state|running"] == 1
+    assert "container.cpu.time" not in found["stuck"]
+    assert found[None]["irca.engine.container.unmeasured"] == 1
+    assert "1 of 2 containers could not be measured" in outcome(collection)["docker.containers"]
+    assert "did not answer in time" in outcome(collection)["docker.containers"]
 
 
 def test_an_answer_that_makes_no_sense_is_a_failure_of_that_container(engine):
     engine.add("web")
     odd = engine.add("odd", Running=False)
-    del engine.containers[odd]["RestartCount"]
     engine.containers[odd]["State"]["Running"] = True
-    engine.statistics[odd] = None
+    engine.statistics[odd] = statistics(memory_stats={"usage": "plenty"})
 
-    assert "1 of 2 containers are missing from this round: " in outcome(agent().collect_metrics())["docker.containers"]
+    collection = agent().collect_metrics()
+
+    assert (
+        "1 of 2 containers could not be measured in this round: the engine's answer makes no sense"
+        in (outcome(collection)["docker.containers"])
+    )
+    assert by_container(collection)["odd"]["irca.container.state|running"] == 1
 
 
 def test_an_engine_that_comes_back_is_used_again_in_the_next_round(engine):
@@ -189,7 +213,7 @@ def test_an_engine_that_comes_back_is_used_again_in_the_next_round(engine):
     assert "does not answer within 1 s" in outcome(hanging)["docker.engine"]
     engine.slow.clear()
 
-    assert outcome(made.collect_metrics()) == {"docker.engine": "", "docker.containers": ""}
+    assert outcome(made.collect_metrics()) == FINE
 
 
 def test_a_resource_that_was_unknown_at_first_is_found_later(engine):
@@ -203,7 +227,7 @@ def test_a_resource_that_was_unknown_at_first_is_found_later(engine):
 
 
 def test_no_container_at_all_is_no_failure(engine):
-    assert outcome(agent().collect_metrics()) == {"docker.engine": "", "docker.containers": ""}
+    assert outcome(agent().collect_metrics()) == FINE
 
 
 def test_memory_is_read_by_the_rules_of_cgroup_v2_too():
@@ -242,7 +266,7 @@ def test_counters_begin_when_the_container_began():
     metrics = stats.usage_metrics(inspection(), statistics(), None)
 
     counters = [m for m in metrics if m.kind is Kind.COUNTER]
-    assert {m.name for m in counters} == {"container.cpu.time", "container.paging.faults", "container.network.io", "container.disk.io"}
+    assert {m.name for m in counters} >= {"container.cpu.time", "container.paging.faults", "container.network.io", "container.disk.io"}
     assert {m.start_time_unix_nano for m in counters} == {1_795_358_724_907_458_000}
 
 
@@ -368,3 +392,390 @@ def test_the_files_of_proc_are_read_as_linux_writes_them():
     assert found["system.paging.usage|used"] == 6 * 1024
     assert found["irca.system.load.15m"] == 0.3
     assert next(cpu_metrics(stat, 100)).start_time_unix_nano == 1_700_000_000_000_000_000
+
+
+def recorded(version):
+    return json.loads((FIXTURES / f"cgroup_v{version}.json").read_text())
+
+
+def test_the_recorded_container_of_cgroup_v1_is_read_as_its_cgroup_files_say():
+    record = recorded(1)
+    files = record["cgroup"]
+
+    found = values(stats.usage_metrics(record["inspection"], record["statistics"], None))
+
+    assert found["container.memory.usage"] == pytest.approx(files["memory.usage_in_bytes"], rel=0.05)
+    working = files["memory.usage_in_bytes"] - files["memory.stat"]["total_inactive_file"]
+    assert found["container.memory.working_set"] == pytest.approx(working, rel=0.05)
+    assert found["container.memory.rss"] == pytest.approx(files["memory.stat"]["total_rss"], rel=0.05)
+    assert found["container.cpu.time"] == pytest.approx(files["cpuacct.usage"] / 1e9, rel=0.05)
+    assert found["irca.container.process.count"] == files["pids.current"]
+    assert found["container.memory.available"] == 96 * 1024**2 - found["container.memory.working_set"]
+    assert found["irca.container.cpu.limit"] == 0.5
+    assert found["irca.container.process.limit"] == 40
+    assert found["irca.container.cpu.throttling.time"] > 0
+    faults = found["container.paging.faults|major"] + found["container.paging.faults|minor"]
+    assert faults == pytest.approx(files["memory.stat"]["total_pgfault"], rel=0.05)
+    modes = found["irca.container.cpu.mode.time|user"] + found["irca.container.cpu.mode.time|kernel"]
+    assert modes == pytest.approx(found["container.cpu.time"], rel=0.1)
+
+
+def test_the_same_container_on_cgroup_v2_gives_the_same_metrics():
+    record = recorded(2)
+    files = record["cgroup"]
+
+    found = values(stats.usage_metrics(record["inspection"], record["statistics"], None))
+
+    assert found["container.memory.usage"] == files["memory.current"]
+    assert found["container.memory.working_set"] == files["memory.current"] - files["memory.stat"]["inactive_file"]
+    assert found["container.memory.rss"] == files["memory.stat"]["anon"]
+    assert found["container.cpu.time"] == files["cpu.stat"]["usage_usec"] / 1e6
+    assert found["irca.container.cpu.mode.time|user"] == files["cpu.stat"]["user_usec"] / 1e6
+    assert found["container.disk.io|254:0|write"] == 12_001_280
+    assert "irca.container.disk.operations|254:0|write" not in found
+    names = {key.partition("|")[0] for key in found}
+    before = {key.partition("|")[0] for key in values(stats.usage_metrics(recorded(1)["inspection"], recorded(1)["statistics"], None))}
+    assert names == before | {"container.disk.io"}
+
+
+def test_a_recorded_container_is_named_with_its_image_and_compose_service():
+    record = recorded(2)
+
+    resource = stats.container_resource(record["summary"], ["team"], reference="irca/python:3.11-host", image=record["image"])
+
+    assert resource["container.name"] == "record-web"
+    assert resource["container.image.name"] == "irca/python"
+    assert resource["container.image.tags"] == ["3.11-host"]
+    assert resource["container.image.repo_digests"] == ["irca/python@sha256:" + "5" * 64]
+    assert resource["container.image.id"] == record["image"]["Id"]
+    assert resource["container.label.com.docker.compose.project"] == "shop"
+    assert resource["container.label.com.docker.compose.service"] == "web"
+    assert resource["container.label.team"] == "ops"
+    assert "container.label.team" not in stats.container_resource(record["summary"], [])
+
+
+def test_a_container_keeps_its_image_name_when_the_tag_moves_to_another_image(engine, monkeypatch):
+    identity = engine.add("web")
+    made = agent()
+    [before] = [r.resource for r in made.collect_metrics().resources if r.resource.get("container.name") == "web"]
+
+    import engine_stub
+
+    plain = engine_stub.summary
+    monkeypatch.setattr(engine_stub, "summary", lambda container: plain(container) | {"Image": "sha256:" + "b" * 64})
+    [after] = [r.resource for r in made.collect_metrics().resources if r.resource.get("container.name") == "web"]
+    engine.fail[f"/containers/{identity}/json"] = 500
+    [unanswered] = [r.resource for r in made.collect_metrics().resources if r.resource.get("container.name") == "web"]
+
+    assert before == after == unanswered
+    assert after["container.image.name"] == "team/app"
+
+
+def test_tags_and_digests_come_from_the_list_of_images_which_is_kept_for_a_while(engine):
+    engine.images = [
+        {"Id": "sha256:" + "b" * 64, "RepoTags": ["team/app:1.2", "team/app:latest", "other:1"], "RepoDigests": ["team/app@sha256:00ff"]}
+    ]
+    engine.add("web")
+    made = agent()
+
+    made.collect_metrics()
+    [resource] = [r.resource for r in made.collect_metrics().resources if r.resource.get("container.name") == "web"]
+
+    assert resource["container.image.tags"] == ["1.2", "latest"]
+    assert resource["container.image.repo_digests"] == ["team/app@sha256:00ff"]
+    assert len([r for r in engine.requests if "/images/json" in r]) == 1
+
+
+def test_a_proxy_that_hides_the_images_is_no_failure(engine):
+    engine.fail["/images/json"] = 403
+    engine.add("web")
+
+    assert outcome(agent().collect_metrics()) == FINE
+
+
+def test_usage_is_not_computed_across_a_restart():
+    before = stats.CpuSample(1, stats.unix_nano(STARTED) - 1)
+
+    assert "container.cpu.usage" not in values(stats.usage_metrics(inspection(), statistics(), before))
+
+
+def test_the_layout_of_a_round_is_that_of_the_round_before(engine):
+    for name in ("web", "db", "cache"):
+        engine.add(name, Health={"Status": "healthy"})
+    made = agent()
+    made.collect_metrics()
+
+    def layout(collection):
+        return [(dict(r.resource), [(m.name, [dict(p.attributes) for p in m.points]) for m in r.metrics]) for r in collection.resources]
+
+    for used in (40_000_000, 50_000_000):
+        for identity in engine.statistics:
+            read = f"2026-11-22T14:46:{used // 1_000_000:02d}.652138415Z"
+            engine.statistics[identity] = statistics(used=used, read=read)
+        collection = made.collect_metrics()
+        if used == 40_000_000:
+            first = collection
+    assert layout(first) == layout(collection)
+    assert len(encode_metrics(first)) == len(encode_metrics(collection))
+
+
+def test_every_metric_that_is_sent_is_in_the_table_and_as_it_says(engine):
+    engine.add("web", Health={"Status": "healthy"})
+    engine.add("job", Running=False, Status="exited", FinishedAt="2026-11-22T14:50:00Z")
+
+    collection = agent(host_metrics=True).collect_metrics()
+
+    for metric in [m for r in collection.resources for m in r.metrics if not m.name.startswith("irca.collector.")]:
+        described = METRICS[metric.name]
+        assert (metric.unit, metric.kind) == (described.unit, described.kind)
+        for point in metric.points:
+            assert set(point.attributes) <= set(described.attributes)
+    assert len(METRICS) == len(TABLE)
+
+
+def test_what_our_requests_cost_the_engine_is_told(engine):
+    engine.add("web")
+    gone = engine.add("gone")
+    engine.fail[f"/containers/{gone}/stats"] = 500
+    made = agent()
+    made.collect_metrics()
+
+    found = by_container(made.collect_metrics())[None]
+
+    assert found["irca.engine.request.count|inspect"] == 2
+    assert found["irca.engine.request.count|stats"] == 2
+    assert found["irca.engine.request.failed|stats"] == 1
+    assert found["irca.engine.request.count|list"] == 1
+    assert found["irca.engine.request.duration|stats"] > 0
+
+
+def test_the_engine_and_the_version_spoken_with_it_are_told(engine):
+    collection = agent().collect_metrics()
+
+    [info] = [m for r in collection.resources for m in r.metrics if m.name == "irca.engine.info"]
+    assert info.points[0].attributes == {"irca.engine.version": "20.10.24", "irca.engine.api_version": "1.41"}
+
+
+@pytest.mark.parametrize(
+    ("newest", "oldest", "agreed"),
+    [("1.41", "1.12", "1.41"), ("1.24", "", "1.24"), ("1.99", "1.24", "1.45"), ("1.99", "1.60", "1.60")],
+)
+def test_the_api_version_is_one_that_both_know(newest, oldest, agreed):
+    assert engines.agree(newest, oldest) == agreed
+
+
+def test_an_engine_that_is_too_old_is_told_to_be_updated(engine):
+    with pytest.raises(docker.errors.DockerException, match="update the engine"):
+        engines.agree("1.20", "")
+
+    engine.api_version = "1.20"
+
+    assert "it speaks API 1.20" in outcome(agent().collect_metrics())["docker.engine"]
+
+
+def test_an_engine_that_no_longer_speaks_the_agreed_version_is_asked_anew(engine):
+    engine.add("web")
+    made = agent()
+    made.collect_metrics()
+    engine.replies["/containers/json"] = (400, {"message": "client version 1.41 is too new. Maximum supported API version is 1.40"})
+    assert "no longer speaks the API version" in outcome(made.collect_metrics())["docker.containers"]
+    engine.replies.clear()
+    engine.api_version = "1.40"
+
+    collection = made.collect_metrics()
+
+    assert outcome(collection) == FINE
+    assert made._engine.speaks("1.40")
+    assert not made._engine.speaks("1.41")
+
+
+def test_an_engine_that_hangs_is_waited_for_once_in_a_round(engine):
+    engine.add("web")
+    made = agent(engine_timeout=1, disk_usage_interval=0)
+    made.resource()
+    engine.slow |= {"/info": 3, "/containers/json": 3}
+
+    reasons = outcome(made.collect_metrics())
+
+    assert all("does not answer within 1 s" in reason for reason in reasons.values())
+    assert len(reasons) == 2
+    assert not [r for r in engine.requests if r.startswith("GET /containers/json")]
+
+
+def test_a_connection_that_breaks_in_the_middle_fails_that_container_alone(engine):
+    engine.add("web")
+    cut = engine.add("cut")
+    engine.replies[f"/containers/{cut}/stats"] = (200, "this is no JSON object")
+    nonsense = engine.add("nonsense")
+    engine.replies[f"/containers/{nonsense}/json"] = (200, b"{")
+
+    found = by_container(agent().collect_metrics())
+
+    assert "container.cpu.time" in found["web"]
+    assert found["nonsense"]["irca.container.state|running"] == 1
+    assert found[None]["irca.engine.container.unmeasured"] == 1
+
+
+def test_an_engine_that_goes_away_in_the_middle_fails_every_answer(tmp_path):
+    with running_engine() as stub:
+        stub.add("web")
+        engine = Engine({}, host=stub.host, timeout=1)
+        path = engine.path("/containers/x/json")
+    with Fanout(engine, width=2) as fanout:
+        answers = fanout.ask("inspect", {"a": path, "b": path, "c": path}, patience=1, deadline=time.monotonic() + 5)
+    engine.close()
+
+    assert list(answers) == ["a", "b", "c"]
+    assert all("the socket does not exist" in answer.failure.reason for answer in answers.values())
+    assert engine.costs()["inspect"].failed == 3
+
+
+def test_more_containers_than_connections_are_all_asked(engine):
+    for number in range(9):
+        engine.add(f"web-{number}")
+
+    found = by_container(agent(stats_workers=2).collect_metrics())
+
+    assert len([name for name in found if name and "container.cpu.time" in found[name]]) == 9
+
+
+def test_after_the_deadline_nothing_more_is_asked(engine):
+    engine.add("web")
+    asked = Engine({}, host=engine.host)
+    path = asked.path("/info")
+    with Fanout(asked, width=1) as fanout:
+        answers = fanout.ask("info", {"a": path, "b": path}, patience=5, deadline=time.monotonic() - 1)
+    asked.close()
+
+    assert all("did not answer in time" in answer.failure.reason for answer in answers.values())
+    assert not [r for r in engine.requests if "/info" in r]
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "port"), [("tcp://box:1234", "box", 1234), ("tcp://box", "box", 2375), ("http://box:80", "box", 80)]
+)
+def test_an_engine_on_the_network_is_asked_over_tcp(host, address, port):
+    connection = Engine({}, host=host).connection()
+
+    assert (connection.host, connection.port) == (address, port)
+
+
+def test_tls_uses_the_certificates_of_the_docker_command(tmp_path):
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("agent")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    environ = {"DOCKER_HOST": "tcp://box:2376", "DOCKER_CERT_PATH": str(tmp_path)}
+
+    verified = Engine({**environ, "DOCKER_TLS_VERIFY": "1"}).connection()
+    unverified = Engine({**environ, "DOCKER_TLS_VERIFY": ""}).connection()
+
+    assert (verified.host, verified.port) == ("box", 2376)
+    assert verified._context.check_hostname
+    assert not unverified._context.check_hostname
+
+
+DISK = {
+    "LayersSize": 1000,
+    "Containers": [{"SizeRw": 5}, {}],
+    "Volumes": [{"UsageData": {"Size": 70}}, {"UsageData": {"Size": -1}}, {}],
+    "BuildCache": [{"Size": 9}, {"Size": 4, "Shared": True}],
+}
+
+
+def test_disk_use_is_told_by_content():
+    assert values(disk_metrics(DISK)) == {
+        "irca.engine.disk.usage|images": 1000,
+        "irca.engine.disk.usage|containers": 5,
+        "irca.engine.disk.usage|volumes": 70,
+        "irca.engine.disk.usage|build_cache": 9,
+        "irca.engine.volume.count": 3,
+    }
+    assert values(disk_metrics({"Containers": None, "Volumes": None, "BuildCache": None}))["irca.engine.volume.count"] == 0
+
+
+def test_disk_use_is_asked_for_seldom_and_told_in_every_round(engine):
+    engine.disk = DISK
+    made = agent()
+
+    rounds = [by_container(made.collect_metrics())[None] for _ in range(3)]
+
+    assert [found["irca.engine.volume.count"] for found in rounds] == [3, 3, 3]
+    assert len([r for r in engine.requests if "/system/df" in r]) == 1
+    assert "docker.disk" not in outcome(agent(disk_usage_interval=0).collect_metrics())
+
+
+def test_a_slow_account_of_disk_use_is_told_later(engine):
+    engine.slow["/system/df"] = 1.5
+    made = agent()
+
+    first = made.collect_metrics()
+    for thread in threading.enumerate():
+        if thread.name == "irca-docker-disk":
+            thread.join(10)
+    second = made.collect_metrics()
+
+    assert outcome(first)["docker.disk"] == ""
+    assert "irca.engine.volume.count" not in by_container(first)[None]
+    assert "irca.engine.volume.count" in by_container(second)[None]
+
+
+def test_disk_use_that_is_refused_says_what_to_do_and_recovers(engine):
+    engine.fail["/system/df"] = 403
+    made = agent()
+    assert "set disk_usage_interval to 0" in outcome(made.collect_metrics())["docker.disk"]
+    engine.fail.clear()
+
+    assert outcome(made.collect_metrics())["docker.disk"] == ""
+
+
+def test_disk_use_that_somebody_else_asks_for_too_is_no_failure_once_it_is_known(engine):
+    now = [0.0]
+    asked = Engine({}, host=engine.host)
+    collector = DiskCollector(asked, dict, interval=10, monotonic=lambda: now[0])
+    engine.replies["/system/df"] = (500, {"message": "a disk usage operation is already running"})
+    with pytest.raises(Exception, match="already running"):
+        list(collector.collect())
+    engine.replies.clear()
+    assert list(collector.collect())
+    engine.replies["/system/df"] = (500, {"message": "a disk usage operation is already running"})
+    now[0] = 11
+    assert list(collector.collect())
+    engine.replies["/system/df"] = (200, {"Containers": 5})
+    now[0] = 22
+    with pytest.raises(Exception, match="makes no sense"):
+        list(collector.collect())
+    asked.close()
+
+
+def test_the_engines_own_processes_are_measured_by_name():
+    fields = "S 1 1 1 0 -1 0 0 0 0 0 {user} {system} 0 0 20 0 9 0 100 999 {pages} 0"
+    processes = [
+        ("dockerd", "7 (dockerd) " + fields.format(user=150, system=50, pages=10)),
+        ("dockerd", "8 (docker) d) " + fields.format(user=100, system=0, pages=1)),
+        ("containerd", "9 (containerd) " + fields.format(user=1, system=0, pages=2)),
+    ]
+
+    found = values(process_metrics(processes, 100, 4096))
+
+    assert found["irca.engine.process.cpu.time|dockerd"] == 3
+    assert found["irca.engine.process.memory.usage|dockerd"] == 11 * 4096
+    assert found["irca.engine.process.cpu.time|containerd"] == 0.01
+    assert list(process_metrics([], 100, 4096)) == []
+
+
+def test_the_engines_processes_are_found_in_the_hosts_proc(tmp_path):
+    for name in ("stat", "meminfo", "loadavg"):
+        (tmp_path / name).write_text(Path("/proc", name).read_text())
+    for pid, name in (("10", "dockerd"), ("11", "bash")):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "comm").write_text(f"{name}\n")
+        (tmp_path / pid / "stat").write_text(f"{pid} ({name}) S 1 1 1 0 -1 0 0 0 0 0 200 100 0 0 20 0 9 0 100 999 5 0")
+    (tmp_path / "12").mkdir()
+
+    [gathered] = HostCollector(dict, str(tmp_path)).collect()
+
+    found = values(gathered.metrics)
+    assert {key for key in found if key.startswith("irca.engine.process.cpu")} == {"irca.engine.process.cpu.time|dockerd"}

@@ -25,6 +25,10 @@ async def list_events(  # noqa: PLR0913, PLR0917 - one argument for each filter
     instance_id: str | None = None,
     name: str | None = None,
     environment_name: str | None = None,
+    container_id: Annotated[
+        str | None,
+        Query(description="Only events whose resource or attributes name this container. A page may then be short and have a next one."),
+    ] = None,
     severity: Annotated[Literal["info", "warn", "error", "fatal"] | None, Query(description="Least severity.")] = None,
     start: Annotated[datetime | None, Query(description="Inclusive, with its zone.")] = None,
     end: Annotated[datetime | None, Query(description="Exclusive, with its zone.")] = None,
@@ -37,6 +41,7 @@ async def list_events(  # noqa: PLR0913, PLR0917 - one argument for each filter
         instance_id=instance_id,
         name=name,
         environment_name=environment_name,
+        container_id=container_id,
         min_severity=_SEVERITIES[severity] if severity else None,
         start=start,
         end=end,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, insert, select, tuple_
+from sqlalchemy import ColumnElement, delete, insert, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -42,6 +42,30 @@ async def newest_first(
     if before is not None:
         statement = statement.where(tuple_(EventRow.time_unix_nano, EventRow.id) < before)
     return list((await session.scalars(statement)).all())
+
+
+def names_container(container_id: str | None, container_name: str | None) -> ColumnElement[bool]:
+    """That an event's resource or attributes name the container: by its id, or by its name."""
+    wanted = [(key, value) for key, value in (("container.id", container_id), ("container.name", container_name)) if value is not None]
+    return or_(*(column[key].as_string() == value for column in (EventRow.resource, EventRow.attributes) for key, value in wanted))
+
+
+async def position_after(
+    session: AsyncSession, conditions: Sequence[ColumnElement[bool]], before: tuple[int, str] | None, count: int
+) -> tuple[int, str] | None:
+    """The position of the last of the ``count`` events that follow ``before``, newest first; None when there are fewer."""
+    position = tuple_(EventRow.time_unix_nano, EventRow.id)
+    statement = select(EventRow.time_unix_nano, EventRow.id).where(*conditions)
+    if before is not None:
+        statement = statement.where(position < before)
+    statement = statement.order_by(EventRow.time_unix_nano.desc(), EventRow.id.desc()).offset(count - 1).limit(1)
+    found = (await session.execute(statement)).first()
+    return None if found is None else (found[0], found[1])
+
+
+def not_beyond(position: tuple[int, str]) -> ColumnElement[bool]:
+    """That an event is at ``position`` or newer."""
+    return tuple_(EventRow.time_unix_nano, EventRow.id) >= position
 
 
 async def delete_older(session: AsyncSession, time_unix_nano: int) -> int:

@@ -19,6 +19,9 @@ from app.events.records import EventRecord
 from app.events.stream import LiveMessage, LiveStream
 from app.events.views import EventView, Page
 
+CONTAINER_SCAN = 10_000
+"""Events that one page may look through for a container: its id is inside the event, where no index leads."""
+
 
 class EventService:
     """Records events and answers questions about them."""
@@ -60,11 +63,16 @@ class EventService:
         instance_id: str | None = None,
         name: str | None = None,
         environment_name: str | None = None,
+        container_id: str | None = None,
+        container_name: str | None = None,
         min_severity: int | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
     ) -> Page[EventView]:
         """Events that meet all filters, newest first. ``start`` is inclusive, ``end`` exclusive.
+
+        Of ``container_id`` and ``container_name`` either is enough where both are given: the successor of a container bears its name.
+        With them a page looks through :data:`CONTAINER_SCAN` events at most; it may hold fewer than ``limit`` and yet have a next one.
 
         Raises:
             InvalidRequestError: the cursor is not one of ours.
@@ -84,11 +92,19 @@ class EventService:
             conditions.append(EventRow.time_unix_nano >= _nanoseconds(start))
         if end is not None:
             conditions.append(EventRow.time_unix_nano < _nanoseconds(end))
+        before, looked_to = _decode(cursor), None
         async with self._database.read() as session:
-            rows = await repository.newest_first(session, conditions, _decode(cursor), limit + 1)
-        more = len(rows) > limit
-        rows = rows[:limit]
-        return Page[EventView](items=[_view(r) for r in rows], next_cursor=_encode(rows[-1]) if more else None)
+            if container_id is not None or container_name is not None:
+                looked_to = await repository.position_after(session, conditions, before, CONTAINER_SCAN)
+                if looked_to is not None:
+                    conditions.append(repository.not_beyond(looked_to))
+                conditions.append(repository.names_container(container_id, container_name))
+            rows = await repository.newest_first(session, conditions, before, limit + 1)
+        following = looked_to
+        if len(rows) > limit:
+            rows = rows[:limit]
+            following = rows[-1].time_unix_nano, rows[-1].id
+        return Page[EventView](items=[_view(r) for r in rows], next_cursor=_encode(following) if following else None)
 
     async def get_event(self, event_id: str) -> EventView:
         """One event.
@@ -143,8 +159,8 @@ def _view(row: EventRow) -> EventView:
     )
 
 
-def _encode(row: EventRow) -> str:
-    return base64.urlsafe_b64encode(json.dumps([row.time_unix_nano, row.id]).encode()).decode().rstrip("=")
+def _encode(position: tuple[int, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
 
 
 def _decode(cursor: str | None) -> tuple[int, str] | None:

@@ -50,6 +50,9 @@ DESCRIPTIVE_PREFIXES = (
 )
 """Beginnings of resource attributes that do not become labels; Kubernetes labels and annotations (below) do not either."""
 
+IDENTIFYING_ATTRIBUTES = frozenset({"container.label.com.docker.compose.project", "container.label.com.docker.compose.service"})
+"""Exceptions from the prefixes: they name what a container is part of, and no container outlives a change of its labels."""
+
 _DESCRIPTIVE_MIDDLES = (".annotation.", ".label.")
 
 AGENT, AGENT_TYPE, ENVIRONMENT, INSTANCE = "agent", "agent_type", "environment", "instance"
@@ -57,6 +60,8 @@ AGENT, AGENT_TYPE, ENVIRONMENT, INSTANCE = "agent", "agent_type", "environment",
 
 def is_descriptive(key: str) -> bool:
     """Whether the resource attribute describes without identifying, and so is no label."""
+    if key in IDENTIFYING_ATTRIBUTES:
+        return False
     return (
         key in DESCRIPTIVE_ATTRIBUTES
         or key.startswith(DESCRIPTIVE_PREFIXES)

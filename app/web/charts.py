@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.telemetry.promql.names import prometheus_label, prometheus_name
+from app.telemetry.promql.quoting import quoted
 from app.telemetry.store import MatchOperator, MetricKind
 
 Unit = Literal["ratio", "bytes", "bytes/s", "number"]
@@ -137,6 +138,24 @@ CONTAINER_CHARTS = (
     Chart("Disk I/O of all containers", "bytes/s", (Measure("container.disk.io", "By", "counter", by=("disk.io.direction",)),)),
 )
 
+CONTAINER_PAGE_CHARTS = (
+    Chart("CPU, in cores", "number", (Measure("container.cpu.usage", "{cpu}", "gauge", label="CPU"),)),
+    Chart(
+        "Memory",
+        "bytes",
+        (
+            Measure("container.memory.working_set", "By", "updowncounter", label="working set"),
+            Measure("container.memory.usage", "By", "updowncounter", label="with page cache"),
+            Measure("irca.container.memory.limit", "By", "updowncounter", label="limit"),
+        ),
+    ),
+    Chart("Network", "bytes/s", (Measure("container.network.io", "By", "counter", by=("network.io.direction",)),)),
+    Chart("Block I/O", "bytes/s", (Measure("container.disk.io", "By", "counter", by=("disk.io.direction",)),)),
+    Chart("Processes", "number", (Measure("irca.container.process.count", "{process}", "updowncounter", label="processes"),)),
+    Chart("Restarts", "number", (Measure("irca.container.restart.count", "{restart}", "updowncounter", label="restarts"),)),
+)
+"""What a container's own page draws."""
+
 CLUSTER_CHARTS = (
     Chart(
         "Pods by phase",
@@ -178,6 +197,15 @@ RANGES: Mapping[str, TimeRange] = {
 DEFAULT_RANGE = RANGES["15m"]
 
 
+def container_charts(container_id: str) -> tuple[Chart, ...]:
+    """The charts of one container."""
+    only = (Condition("container.id", "=", container_id),)
+    return tuple(
+        replace(chart, measures=tuple(replace(measure, where=measure.where + only) for measure in chart.measures))
+        for chart in CONTAINER_PAGE_CHARTS
+    )
+
+
 def queries(chart: Chart, instance_id: str, window: int) -> list[Query]:
     """What the browser asks for this chart of this instance; ``window`` is the rate window in seconds."""
     return [
@@ -192,8 +220,8 @@ def queries(chart: Chart, instance_id: str, window: int) -> list[Query]:
 
 def promql(measure: Measure, instance_id: str, window: int) -> str:
     """The measure of one instance as PromQL."""
-    matchers = [f'instance="{_escaped(instance_id)}"']
-    matchers += [f'{prometheus_label(c.attribute)}{c.operator}"{_escaped(c.value)}"' for c in measure.where]
+    matchers = [f"instance={quoted(instance_id)}"]
+    matchers += [f"{prometheus_label(c.attribute)}{c.operator}{quoted(c.value)}" for c in measure.where]
     selector = f"{prometheus_name(measure.metric, measure.unit, measure.kind)}{{{','.join(matchers)}}}"
     if measure.kind == "counter":
         selector = f"rate({selector}[{window}s])"
@@ -219,7 +247,3 @@ def _display_unit(unit: str, kind: MetricKind) -> Unit:
     if unit == "By":
         return "bytes/s" if kind == "counter" else "bytes"
     return "ratio" if unit == "1" and kind == "gauge" else "number"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

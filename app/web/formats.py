@@ -40,6 +40,16 @@ def ago(then: datetime | None, now: datetime) -> str:
     return f"{seconds} s ago" if seconds else "now"
 
 
+def duration(seconds: float) -> str:
+    """A stretch of time in at most two units: ``12 s``, ``3 min``, ``5 h 20 min``, ``2 d 4 h``, ``40 d``."""
+    left = max(0, int(seconds))
+    if left < _HOUR:
+        return f"{left // _MINUTE} min" if left >= _MINUTE else f"{left} s"
+    (big, name), (small, least) = ((_DAY, "d"), (_HOUR, "h")) if left >= _DAY else ((_HOUR, "h"), (_MINUTE, "min"))
+    rest = left % big // small if left < 10 * _DAY else 0
+    return f"{left // big} {name}" + (f" {rest} {least}" if rest else "")
+
+
 def instant(time: datetime) -> str:
     """The exact instant for ``<time datetime>``: ISO 8601 in UTC, to the millisecond."""
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

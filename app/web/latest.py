@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.telemetry.store import NAME, Labels, Matcher, MetricStore, SeriesData
-from app.web.charts import CHARTS, Aggregate, Chart, Measure, generic_charts
+from app.web.charts import CHARTS, Aggregate, Chart, Measure, TimeRange, generic_charts, queries
 from app.web.formats import format_otel, format_value
 
 LATEST_WINDOW_MS = 180_000
 """How far back a value still counts as the latest: some missed rounds, but no value of yesterday."""
 MAX_SAMPLES = 200_000
+CONTAINER_ID = "container.id"
 _AGGREGATES: Mapping[Aggregate, Callable[[list[float]], float]] = {
     "sum": math.fsum,
     "avg": lambda values: math.fsum(values) / len(values),
@@ -30,6 +32,15 @@ class LegendLine:
 
 
 @dataclass(frozen=True, slots=True)
+class ChartPanel:
+    """A chart as the page holds it: what the browser asks for, as JSON values, and its lines as text."""
+
+    chart: Chart
+    queries: list[dict[str, object]]
+    lines: list[LegendLine]
+
+
+@dataclass(frozen=True, slots=True)
 class LatestRow:
     """The latest value of one series. ``attributes`` are those that tell it from its siblings."""
 
@@ -39,13 +50,25 @@ class LatestRow:
     time_ms: int
 
 
-async def read_latest(store: MetricStore, instance_id: str, now_ms: int) -> list[SeriesData]:
-    """The instance's series with their samples of the last minutes.
+async def read_latest(
+    store: MetricStore, instance_id: str, now_ms: int, agent_type: str = "", *, container_id: str | None = None
+) -> list[SeriesData]:
+    """The instance's series, or one of its container's, with their samples of the last minutes.
+
+    Of an instance that has containers by the hundred (type docker) only what its charts need of them is read besides its own series.
 
     Raises:
-        PlatformError: the store failed, or the instance has too many samples for a page.
+        PlatformError: the store failed, or there are too many samples for a page.
     """
-    found = await store.select([Matcher("instance", "=", instance_id)], now_ms - LATEST_WINDOW_MS, now_ms, max_samples=MAX_SAMPLES)
+    instance = Matcher("instance", "=", instance_id)
+    wanted = [[instance]]
+    if container_id is not None:
+        wanted = [[instance, Matcher(CONTAINER_ID, "=", container_id)]]
+    elif agent_type == "docker":
+        names = sorted({measure.metric for chart in CHARTS[agent_type] for measure in chart.measures})
+        charted = Matcher(NAME, "=~", "|".join(re.escape(name) for name in names))
+        wanted = [[instance, Matcher(CONTAINER_ID, "=", "")], [instance, Matcher(CONTAINER_ID, "!=", ""), charted]]
+    found = [one for matchers in wanted for one in await store.select(matchers, now_ms - LATEST_WINDOW_MS, now_ms, max_samples=MAX_SAMPLES)]
     return [s for s in found if len(s.times)]
 
 
@@ -66,6 +89,18 @@ def legend(chart: Chart, series: Sequence[SeriesData]) -> list[LegendLine]:
         place = {label: at for at, label in enumerate(chart.order)}
         lines.sort(key=lambda line: (place.get(line[0], len(place)), -line[1], line[0]))
     return [LegendLine(label, format_value(value, chart.unit)) for label, value in lines]
+
+
+def chart_panels(charts: Sequence[Chart], series: Sequence[SeriesData], instance_id: str, chosen: TimeRange) -> list[ChartPanel]:
+    """The charts over a range, with the latest values of ``series``."""
+    return [
+        ChartPanel(
+            chart,
+            [{"promql": q.promql, "by": q.by, "label": q.label} for q in queries(chart, instance_id, chosen.window)],
+            legend(chart, series),
+        )
+        for chart in charts
+    ]
 
 
 def latest_rows(series: Sequence[SeriesData], resource: Mapping[str, object], limit: int = 300) -> tuple[list[LatestRow], int]:

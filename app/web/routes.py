@@ -1,4 +1,4 @@
-"""The pages: the fleet, an agent, an instance; signing in and out."""
+"""The pages: the fleet, an agent, an instance; containers, signing in and out in modules of their own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from fastapi import APIRouter, Request, Response
 
 from app.errors import PlatformError
 from app.events.views import EventView
-from app.fleet.views import Status
+from app.fleet.views import InstanceView, Status
 from app.platform import Platform
 from app.telemetry.store import SeriesData
-from app.web import sign_in_routes
-from app.web.charts import DEFAULT_RANGE, RANGES, queries
-from app.web.latest import charts_for, latest_rows, legend, read_latest
+from app.web import container_routes, sign_in_routes
+from app.web.charts import DEFAULT_RANGE, RANGES
+from app.web.container_routes import container_panel
+from app.web.latest import CONTAINER_ID, chart_panels, charts_for, latest_rows, read_latest
 from app.web.rendering import PageRoute, PlatformDependency, Viewer, render, static_directory
 from connectors.agent_factory import AgentFactory
 
@@ -102,26 +103,19 @@ async def instance(request: Request, platform: PlatformDependency, _viewer: View
     """One instance: its status, charts, components, host, configuration and recent events."""
     found = await platform.fleet.get_instance(instance_id)
     events = await _recent_events(platform, instance_id=instance_id)
-    series, metrics_error = await _latest(platform, instance_id)
+    series, metrics_error = await _latest(platform, found)
     chosen = RANGES.get(range, DEFAULT_RANGE)
-    charts = charts_for(found.agent_type, series)
-    rows, left_out = latest_rows(series, found.resource)
+    rows, left_out = latest_rows([s for s in series if CONTAINER_ID not in s.labels], found.resource)
     return render(
         request,
         "instance.html",
         instance=found,
+        containers=await container_panel(platform, found, request) if found.agent_type == "docker" else None,
         facts=_facts(found.resource),
         events=events,
         ranges=RANGES.values(),
         chosen=chosen,
-        charts=[
-            (
-                chart,
-                [{"promql": q.promql, "by": q.by, "label": q.label} for q in queries(chart, instance_id, chosen.window)],
-                legend(chart, series),
-            )
-            for chart in charts
-        ],
+        charts=chart_panels(charts_for(found.agent_type, series), series, instance_id, chosen),
         latest=rows,
         latest_left_out=left_out,
         metrics_error=metrics_error,
@@ -133,10 +127,10 @@ async def _recent_events(platform: Platform, *, agent_id: str | None = None, ins
     return page.items
 
 
-async def _latest(platform: Platform, instance_id: str) -> tuple[list[SeriesData], str]:
+async def _latest(platform: Platform, instance: InstanceView) -> tuple[list[SeriesData], str]:
     """The latest series, or why there are none: a metric store in trouble must not hide the rest of the page."""
     try:
-        return await read_latest(platform.metrics, instance_id, int(time.time() * 1000)), ""
+        return await read_latest(platform.metrics, instance.id, int(time.time() * 1000), instance.agent_type), ""
     except PlatformError as exc:
         return [], exc.reason
 
@@ -148,3 +142,4 @@ def _facts(resource: dict[str, object]) -> list[tuple[str, object]]:
 
 router.include_router(sign_in_routes.router)
 router.include_router(_pages)
+router.include_router(container_routes.router)

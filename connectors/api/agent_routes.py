@@ -39,6 +39,13 @@ class ProvisionRequest(BaseModel):
     )
 
 
+class Alternative(BaseModel):
+    """Another way to deploy the agent."""
+
+    title: str
+    content: str = Field(description="A command or a file to paste; it may hold the token.")
+
+
 class ProvisionResponse(BaseModel):
     """The agent that was provisioned, and how to deploy it."""
 
@@ -50,6 +57,7 @@ class ProvisionResponse(BaseModel):
     agent_id: str
     uninstall_command: str = Field(description="Removes the agent and all it left; needs no token.")
     expires_at: datetime | None = Field(default=None, description="When the enrolment token expires; null for never.")
+    alternatives: list[Alternative] = Field(default_factory=list, description="Other ways to deploy the agent, if the type has any.")
 
 
 class AgentType(BaseModel):
@@ -120,6 +128,7 @@ async def provision(
         agent_id=provisioned.agent_id,
         uninstall_command=agent.get_uninstall_command(),
         expires_at=provisioned.expires_at,
+        alternatives=[Alternative(title=title, content=content) for title, content in agent.get_alternatives()],
     )
 
 

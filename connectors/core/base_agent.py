@@ -103,6 +103,10 @@ class BaseAgent(ABC):
         """The command that removes this agent and all it left; needs no token. Empty where the type has none."""
         return ""
 
+    def get_alternatives(self) -> Sequence[tuple[str, str]]:
+        """Other ways to deploy this agent, as (title, content): commands and files to paste. Empty where the type has none."""
+        return ()
+
     # Runtime: inside the environment.
 
     @abstractmethod

@@ -16,6 +16,8 @@ from connectors.core.errors import ConnectorError
 _LOG = logging.getLogger(__name__)
 SETTLED_AFTER = 60.0
 """A loop that ran this long before it failed begins its pauses anew."""
+LONGEST_PAUSE = 10.0
+"""Seconds. What a loop talks to is near, and is to be followed again within one interval of its coming back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Runner:
         return [thread.name.removeprefix("irca-") for thread in self._threads if thread.is_alive()]
 
     def _supervise(self, name: str, loop: Callable[[threading.Event], None]) -> None:
-        backoff = Backoff(self._random)
+        backoff = Backoff(self._random, last=LONGEST_PAUSE)
         while not self._stopping.is_set():
             begun = time.monotonic()
             try:

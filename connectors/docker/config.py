@@ -27,7 +27,15 @@ class DockerAgentConfig(AgentConfig):
     """Options of a docker agent."""
 
     container_name: Annotated[str, Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+"), at.Len(2, 128)] = option(
-        CONTAINER_NAME, "Name of the agent's container, and of the volume that keeps its state.", scope="deploy"
+        CONTAINER_NAME, "Name of the agent's container.", scope="deploy"
+    )
+    state_volume: Annotated[str, Pattern(r"([a-zA-Z0-9][a-zA-Z0-9_.-]+)?"), at.Len(0, 255)] = option(
+        "",
+        "Name of the volume that keeps identity, credential and unsent data when the container is replaced; empty means container_name.",
+        scope="deploy",
+    )
+    restart_policy: Annotated[str, Pattern(r"no|always|unless-stopped|on-failure(:[1-9][0-9]{0,4})?")] = option(
+        "unless-stopped", "When the engine starts the agent again by itself, as docker run --restart takes it.", scope="deploy"
     )
     image: Annotated[str, Pattern(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]*")] = option(IMAGE, "Image that the agent runs from.", scope="deploy")
     network: Annotated[str, Pattern(r"([a-zA-Z0-9][a-zA-Z0-9_.:-]*)?")] = option(
@@ -38,6 +46,12 @@ class DockerAgentConfig(AgentConfig):
     )
     pids_limit: Annotated[int, at.Ge(0)] = option(
         256, "Most processes and threads in the agent's container; 0 means no limit.", scope="deploy", unit="{process}"
+    )
+    socket_group: Annotated[str, Pattern(r"([0-9]{1,10}|[a-z_][a-z0-9_-]{0,31})?")] = option(
+        "",
+        "Group that may use the engine's socket as the container sees it; empty asks the Docker host when the command runs. "
+        "Docker Desktop and rootless engines need 0.",
+        scope="deploy",
     )
     token_file: str = option(
         "",
@@ -55,17 +69,25 @@ class DockerAgentConfig(AgentConfig):
         "Where the agent finds the engine: unix:///path for another socket, or tcp://host:port for a socket proxy "
         "(no socket is mounted then). Empty means the engine's own socket.",
     )
-    host_metrics: bool = option(
-        False, "Also measure the host's CPU, memory, paging and load; the command then mounts the host's /proc read-only."
-    )
+    host_metrics: bool = option(False, "Also measure the host itself; the command then mounts the host's /proc and /sys read-only.")
     label_allow_list: tuple[str, ...] = option(
-        ("com.docker.compose.project", "com.docker.compose.service"),
-        "Container labels that become resource attributes (container.label.<key>); labels outside the list are not sent.",
+        (),
+        "Container labels that become resource attributes (container.label.<key>), beside compose's project and service, which always do. "
+        "Labels outside the list are not sent.",
     )
     engine_timeout: Annotated[float, at.Ge(1), at.Le(60)] = option(5.0, "Seconds that one request to the engine may take.", unit="s")
-    stats_workers: Annotated[int, at.Ge(1), at.Le(128)] = option(
-        32, "Containers whose statistics are asked for at a time. The engine takes about a second for each, whatever the host."
+    stats_workers: Annotated[int, at.Ge(1), at.Le(1024)] = option(
+        256, "Containers that are asked about at a time, each over a connection of its own. The engine takes a second for all of them."
     )
+    disk_usage_interval: Annotated[float, at.Ge(0), at.Le(86400)] = option(
+        300.0, "Seconds between two questions about the engine's disk use, which may be costly for it; 0 asks never.", unit="s"
+    )
+    death_logs: bool = option(
+        False,
+        "Attach the last lines that a container wrote to the event of its death. Secret-looking values are taken out, "
+        "but what a program writes cannot be known: turn it on where logs may leave the host.",
+    )
+    death_log_lines: Annotated[int, at.Ge(1), at.Le(200)] = option(50, "Lines that death_logs attaches at most.", unit="{line}")
 
     def __post_init__(self) -> None:
         """Refuse what no single option's annotation can tell.
@@ -87,7 +109,7 @@ class DockerAgentConfig(AgentConfig):
     @property
     def volume(self) -> str:
         """The named volume that keeps identity, credential and spool when the container is replaced."""
-        return self.container_name
+        return self.state_volume or self.container_name
 
     @property
     def socket(self) -> str:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from connectors.core.errors import ControlError, NotDeployedError
-from connectors.docker.command import TYPE_LABEL
+from connectors.docker.command import STOP_TIMEOUT, TYPE_LABEL
 from connectors.docker.config import DockerAgentConfig
 from connectors.docker.engine import Engine
 from connectors.docker.stats import split_image
-
-STOP_TIMEOUT = 15
-"""Seconds that the agent has to end: it flushes for ten, then the engine kills it."""
 
 
 def start(engine: Engine, config: DockerAgentConfig) -> None:

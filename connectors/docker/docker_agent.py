@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from connectors.core.base_agent import BaseAgent
 from connectors.core.collector import Collector, run_collectors
-from connectors.core.errors import ConnectorError, MissingExtraError
+from connectors.core.errors import CollectorError, ConnectorError, MissingExtraError
 from connectors.core.preflight import Check, Outcome
-from connectors.core.telemetry import Attributes, Collection
-from connectors.docker import command
+from connectors.core.telemetry import Attributes, Collection, Event
+from connectors.docker import command, compose, machine
 from connectors.docker.config import DockerAgentConfig
 from connectors.docker.host import HostCollector
 
 if TYPE_CHECKING:
+    from connectors.docker.changes import ChangeWatch
     from connectors.docker.engine import Engine
 
 
@@ -79,6 +81,26 @@ class DockerAgent(BaseAgent):
         """The command that removes container and state."""
         return command.uninstall_command(self.config)
 
+    def get_compose_file(self) -> str:
+        """A ``compose.yaml`` that deploys the same container."""
+        return compose.compose_file(self.platform_url, self.agent_token, self.config)
+
+    def get_alternatives(self) -> Sequence[tuple[str, str]]:
+        """Compose, and the command with the token kept out of the shell's history, of process lists or of ``docker inspect``."""
+        found = [("compose.yaml", self.get_compose_file())]
+        if not self.config.token_file:
+            file = command.env_file_name(self.config)
+            by_file, by_env_file = (
+                command.deployment_command(self.platform_url, self.agent_token, self.config, by)
+                for by in (command.TokenBy.FILE, command.TokenBy.ENV_FILE)
+            )
+            found += [
+                (f"Token in an environment file: write this to {file}, readable by yourself only", command.env_file(self.agent_token)),
+                (f"Token in an environment file: run this beside {file}, which may be removed afterwards", by_env_file),
+                (f"Token in a mounted file: first {command.token_file_command(self.config)} Then run this.", by_file),
+            ]
+        return found
+
     # Runtime
 
     def resource(self) -> Attributes:
@@ -87,6 +109,23 @@ class DockerAgent(BaseAgent):
             return self._known_resource
         except ConnectorError:
             return {"container.runtime.name": "docker"}
+
+    def machine_id(self) -> str:
+        """The engine's identity: a container's own host name and network card change when the container is replaced."""
+        return machine.machine_id(self.state_dir, self._ask_engine_id)
+
+    def watch(self, emit: Callable[[Event], None], stopping: threading.Event) -> None:
+        """Follow the engine's events (:mod:`connectors.docker.changes`) until ``stopping`` is set.
+
+        Raises:
+            CollectorError: the engine is not there, does not answer or refuses, or docker-py is not installed; watching again goes on
+                where this ended.
+        """
+        try:
+            watch = self._change_watch
+        except MissingExtraError as exc:
+            raise CollectorError(exc.reason) from exc
+        watch.run(emit, stopping)
 
     def preflight(self) -> Sequence[Check]:
         """Whether the engine's socket is there and usable, the engine answers, and it lets us see its containers."""
@@ -97,38 +136,53 @@ class DockerAgent(BaseAgent):
         ]
 
     def _gather_data(self) -> Collection:
+        self._engine.try_again()
         return run_collectors(self._collectors, self.resource())
 
     @cached_property
     def _engine(self) -> Engine:
         return _engine(self.config, self.config.docker_host)
 
+    def _ask_engine_id(self) -> str:
+        with self._engine.client() as client:
+            return str(client.info().get("ID") or "")
+
     def _control_engine(self) -> Engine:
         # docker_host says how the agent in its container reaches the engine; from here that address may mean nothing.
         return _engine(self.config, "")
+
+    @cached_property
+    def _change_watch(self) -> ChangeWatch:
+        engine = self._engine
+        from connectors.docker.changes import ChangeWatch  # noqa: PLC0415 - as in start
+
+        return ChangeWatch(engine, self.config, self.state_dir)
 
     @cached_property
     def _known_resource(self) -> Attributes:
         engine = self._engine
         from connectors.docker.collect import engine_resource  # noqa: PLC0415 - as in start
 
-        with engine.client() as client:
+        with engine.client("info") as client:
             return engine_resource(client.info())
 
     @cached_property
     def _collectors(self) -> Sequence[Collector]:
         engine = self._engine
-        from connectors.docker import collect  # noqa: PLC0415 - as in start
+        from connectors.docker import collect, disk  # noqa: PLC0415 - as in start
 
         collectors: list[Collector] = [
             collect.EngineCollector(engine, self.resource),
             collect.ContainerCollector(
                 engine,
+                self.resource,
                 labels=self.config.label_allow_list,
-                workers=self.config.stats_workers,
-                deadline=self.config.collect_interval,
+                width=self.config.stats_workers,
+                budget=0.9 * self.config.collect_interval,
             ),
         ]
+        if self.config.disk_usage_interval:
+            collectors.append(disk.DiskCollector(engine, self.resource, interval=self.config.disk_usage_interval))
         if self.config.host_metrics:
             collectors.append(HostCollector(self.resource))
         return collectors
@@ -176,4 +230,4 @@ def _engine(config: DockerAgentConfig, host: str) -> Engine:
         from connectors.docker.engine import Engine  # noqa: PLC0415 - as in DockerAgent.start
     except ImportError as exc:
         raise MissingExtraError(f"this needs the package {exc.name!r}: pip install 'incident-rca[docker]'") from exc
-    return Engine(host=host, timeout=config.engine_timeout, connections=config.stats_workers)
+    return Engine(host=host, timeout=config.engine_timeout)

@@ -7,18 +7,20 @@ this process meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from connectors.core.errors import CollectorError
-from connectors.core.telemetry import Attributes, Kind, Metric, Point, ResourceMetrics
+from connectors.core.telemetry import Attributes, Metric, Point, ResourceMetrics
+from connectors.docker.metrics import metric, single
 
 _CPU_COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+_ENGINE = ("dockerd", "containerd")
 _CPU_MODES = {mode: (mode,) for mode in ("user", "nice", "system", "idle", "iowait", "steal")} | {"interrupt": ("irq", "softirq")}
 
 
 class HostCollector:
-    """The host's CPU, memory, paging and load. Metrics are of the agent's own resource."""
+    """The host's CPU, memory, paging and load, and what the engine's own processes use. Metrics are of the agent's own resource."""
 
     name = "docker.host"
 
@@ -34,12 +36,26 @@ class HostCollector:
         """
         try:
             stat, meminfo, loadavg = ((self._procfs / name).read_text(encoding="ascii") for name in ("stat", "meminfo", "loadavg"))
-            metrics = [*cpu_metrics(stat, os.sysconf("SC_CLK_TCK")), *memory_metrics(meminfo), *load_metrics(loadavg)]
+            ticks = os.sysconf("SC_CLK_TCK")
+            metrics = [*cpu_metrics(stat, ticks), *memory_metrics(meminfo), *load_metrics(loadavg)]
+            metrics += process_metrics(self._engine_processes(), ticks, os.sysconf("SC_PAGE_SIZE"))
         except OSError as exc:
             raise CollectorError(f"the host's /proc cannot be read at {self._procfs}: {exc.strerror}; mount it read-only") from exc
         except (ValueError, KeyError, IndexError) as exc:
             raise CollectorError(f"the host's /proc at {self._procfs} is not as expected: {type(exc).__name__}: {exc}") from exc
         yield ResourceMetrics(self._resource(), metrics)
+
+    def _engine_processes(self) -> Iterator[tuple[str, str]]:
+        """Name and ``stat`` of each of the engine's processes."""
+        for directory in self._procfs.iterdir():
+            if not directory.name.isdecimal():
+                continue
+            try:
+                name = (directory / "comm").read_text(encoding="utf-8").strip()
+                if name in _ENGINE:
+                    yield name, (directory / "stat").read_text(encoding="utf-8")
+            except OSError:
+                continue  # it has just ended
 
 
 def cpu_metrics(stat: str, ticks: int) -> Iterator[Metric]:
@@ -54,7 +70,7 @@ def cpu_metrics(stat: str, ticks: int) -> Iterator[Metric]:
             for mode, columns in _CPU_MODES.items():
                 seconds = sum(spent.get(column, 0) for column in columns) / ticks
                 points.append(Point(seconds, {"cpu.logical_number": int(key[3:]), "cpu.mode": mode}))
-    yield Metric("system.cpu.time", "s", Kind.COUNTER, points, started)
+    yield metric("system.cpu.time", points, started)
 
 
 def memory_metrics(meminfo: str) -> Iterator[Metric]:
@@ -73,9 +89,22 @@ def memory_metrics(meminfo: str) -> Iterator[Metric]:
 def load_metrics(loadavg: str) -> Iterator[Metric]:
     """The load averages of ``/proc/loadavg``."""
     for span, text in zip(("1m", "5m", "15m"), loadavg.split()[:3], strict=True):
-        yield Metric(f"irca.system.load.{span}", "{thread}", Kind.GAUGE, [Point(float(text))])
+        yield single(f"irca.system.load.{span}", float(text))
+
+
+def process_metrics(processes: Iterable[tuple[str, str]], ticks: int, page: int) -> Iterator[Metric]:
+    """CPU time and resident memory by name of executable, from ``(name, /proc/<pid>/stat)`` with ``ticks`` a second and ``page`` bytes."""
+    seconds: dict[str, float] = {}
+    resident: dict[str, int] = {}
+    for name, text in processes:
+        fields = text.rpartition(")")[2].split()  # the name in it may contain anything; the third field comes first here
+        seconds[name] = seconds.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / ticks
+        resident[name] = resident.get(name, 0) + int(fields[21]) * page
+    for metric_name, values in (("irca.engine.process.cpu.time", seconds), ("irca.engine.process.memory.usage", resident)):
+        if values:
+            yield metric(metric_name, [Point(float(value), {"process.executable.name": name}) for name, value in sorted(values.items())])
 
 
 def _bytes(name: str, values: Mapping[str, int], attribute: str) -> Metric:
     points = [Point(float(value), {attribute: key} if attribute else {}) for key, value in values.items()]
-    return Metric(name, "By", Kind.UPDOWNCOUNTER, points)
+    return metric(name, points)

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from app.events.stream import LiveMessage
 from app.fleet.views import Status
+from tests.page_containers import container_id
 from tests.page_platform import KEY, PagePlatform, identifier, make_app
 
 pytestmark = pytest.mark.requires("chromium")
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.requires("chromium")
 ROOT = Path(__file__).resolve().parents[2]
 VENDOR = ROOT / "app" / "web" / "static" / "vendor"
 WEB_1 = f"/instances/{identifier('web-1')}"
+DOCKER = f"/instances/{identifier('staging-1')}"
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 
 
@@ -236,6 +238,92 @@ def test_the_instance_page_keeps_its_charts_when_the_rest_is_refreshed(visit, se
     assert opened.complaints == []
 
 
+def _sampled(served: Served) -> None:
+    served.call(served.platform.live.publish, LiveMessage("samples", {"instance_id": identifier("staging-1")}))
+
+
+def _made(served: Served, name: str) -> Any:
+    return next(one for one in served.platform.metrics.containers if one.name == name)
+
+
+def test_the_container_table_follows_the_samples_and_keeps_focus_scroll_and_charts(visit, served):
+    opened = visit(DOCKER)
+    page = opened.page
+    _drawn(page, 4)
+    expect(page.locator("#live")).to_have_text("Live")
+    link = page.get_by_role("link", name="shop-nginx-1", exact=True)
+    link.scroll_into_view_if_needed()
+    link.focus()
+    scrolled = page.evaluate("scrollY")
+    page.evaluate("document.querySelector('.plot canvas').dataset.mark = 'same'")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(served.base)) if "/containers" in request.url else None)
+    _made(served, "shop-kafka-1").health = "unhealthy"
+    for _ in range(5):
+        _sampled(served)
+    row = page.locator(f"#container-{container_id('shop-kafka-1')}")
+    expect(row).to_contain_text("health check fails", timeout=15_000)
+    assert asked == [DOCKER + "/containers"]
+    expect(link).to_be_focused()
+    assert page.evaluate("scrollY") > 0
+    assert abs(page.evaluate("scrollY") - scrolled) < 120
+    expect(page.locator("canvas[data-mark=same]")).to_have_count(1)
+    assert opened.complaints == []
+
+
+def test_a_removed_container_leaves_the_table(visit, served):
+    page = visit(DOCKER + "?search=mailer").page
+    expect(page.locator("#live")).to_have_text("Live")
+    expect(page.locator("#containers tbody tr")).to_have_count(5)
+    _made(served, "shop-mailer-1").until_ms = (time.time() - 60) * 1000
+    _sampled(served)
+    expect(page.locator("#containers tbody tr")).to_have_count(4, timeout=15_000)
+
+
+def test_typing_filters_the_containers_and_the_url_follows(visit, served):
+    opened = visit(DOCKER + "?range=1h")
+    page = opened.page
+    page.get_by_label("Search").type("payments", delay=20)
+    expect(page.locator("#containers tbody tr")).to_have_count(1)
+    page.wait_for_url("**/*search=payments*")
+    assert "range=1h" in page.url
+    _sampled(served)
+    page.get_by_label("Search").fill("")
+    page.get_by_label("Sort by").select_option("Name")
+    expect(page.locator("#containers tbody th a").first).to_have_text("demo-api-gateway-1")
+    page.get_by_role("columnheader", name="Name").get_by_role("link").click()
+    expect(page.get_by_role("columnheader", name="Name")).to_have_attribute("aria-sort", "descending")
+    page.get_by_role("link", name="8 with problems").click()
+    expect(page.locator("#containers tbody tr")).to_have_count(8)
+    page.get_by_role("link", name="shop-payments-1").first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("shop-payments-1")
+    expect(page.get_by_text("shop-payments-1 died with exit code 1.")).to_be_visible()
+    assert opened.complaints == []
+
+
+def test_a_containers_page_draws_its_charts_and_follows_the_samples(visit, served):
+    opened = visit(f"{DOCKER}/containers/{container_id('shop-checkout-1')}")
+    page = opened.page
+    _drawn(page)
+    assert all(container_id("shop-checkout-1") in query["query"] for query in served.platform.prometheus.asked)
+    expect(page.locator("#live")).to_have_text("Live")
+    _made(served, "shop-checkout-1").state = "paused"
+    _sampled(served)
+    expect(page.locator("#head .status")).to_have_text("paused", timeout=15_000)
+    assert opened.complaints == []
+
+
+def test_without_javascript_containers_can_be_searched_and_sorted(visit):
+    page = visit(DOCKER, java_script_enabled=False).page
+    page.get_by_label("Search").fill("kafka")
+    page.get_by_label("Sort by").select_option("CPU, in cores")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.locator("#containers tbody tr")).to_have_count(5)
+    expect(page.locator(".spark").first).to_be_visible()
+    page.get_by_role("link", name="shop-kafka-1", exact=True).click()
+    expect(page.locator(".chart").first).to_contain_text("CPU")
+
+
 def test_times_are_in_the_viewers_zone_with_the_exact_instant_on_hover(visit, served):
     page = visit(WEB_1).page
     first_seen = page.locator("time[data-exact]").first
@@ -270,6 +358,10 @@ def test_no_page_has_accessibility_violations_or_scrolls_sideways(visit, scheme,
         f"/agents/{identifier('agent payments-eu')}",
         f"/agents/{identifier('agent edge-berlin')}",
         "/agents/none",
+        DOCKER,
+        DOCKER + "?search=nowhere",
+        f"{DOCKER}/containers/{container_id('shop-search-indexer-1')}",
+        f"{DOCKER}/containers/{container_id('old-proxy')}",
     ):
         page.goto(path)
         _check(page)

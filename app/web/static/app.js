@@ -1,5 +1,5 @@
 // What every page does in the browser: times in the viewer's zone, refreshes when something happened, copy buttons.
-// A region with `data-refresh` is replaced by its newer self; `data-live` on a page's first region says what the page follows.
+// A region with `data-refresh` is replaced by its newer self, one with `data-samples` also when samples arrive; `data-live` on a page's first region says what the page follows.
 (() => {
   "use strict";
 
@@ -92,6 +92,39 @@
     if (!timer) timer = setTimeout(refresh, Math.max(200, refreshed + LEAST_PAUSE - Date.now()));
   };
 
+  // A region with `data-samples` shows what the samples say: when some arrived it alone is asked for, with the page's query.
+  const SAMPLES_PAUSE = 5000; // ms between two looks at a region because of samples
+  let sampled = Date.now();
+  let samplesTimer = 0;
+
+  const refreshSamples = async () => {
+    samplesTimer = 0;
+    const region = document.querySelector("[data-samples]");
+    if (!region || !window.htmx) return;
+    if (document.hidden) {
+      wantedAgain = true;
+      return;
+    }
+    if (running) {
+      samplesSoon(500);
+      return;
+    }
+    running = true;
+    sampled = Date.now();
+    const asked = location.search;
+    try {
+      await window.htmx.ajax("GET", region.dataset.samples + asked, { source: region, target: `#${region.id}`, select: `#${region.id}`, swap: "outerMorph" });
+    } finally {
+      running = false;
+      if (location.search !== asked) samplesSoon(0); // a filter was changed meanwhile, and this answer is of the one before
+      if (wantedAgain) refreshSoon();
+    }
+  };
+
+  const samplesSoon = (pause) => {
+    if (!samplesTimer) samplesTimer = setTimeout(refreshSamples, Math.max(0, pause));
+  };
+
   // The live stream. Whoever else needs it (charts.js) listens for `irca:live` on the document.
   const TOPICS = ["agent", "instance", "samples", "event", "lagged"];
   const followed = document.querySelector("[data-live]")?.dataset.live;
@@ -113,7 +146,8 @@
     for (const topic of TOPICS) {
       source.addEventListener(topic, (message) => {
         document.dispatchEvent(new CustomEvent("irca:live", { detail: { topic, data: JSON.parse(message.data) } }));
-        if (topic !== "samples") refreshSoon();
+        if (topic === "samples") samplesSoon(sampled + SAMPLES_PAUSE - Date.now());
+        else refreshSoon();
       });
     }
   };
