@@ -30,7 +30,7 @@ install-dev: ## The same with what tests and checks need
 
 test: install-dev ## Run all checks and the whole suite, with coverage
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n auto --dist loadgroup --cov=connectors --cov=app --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov=connectors --cov=app --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 check: install-dev ## Lint, types, import rules, freshness of generated files
 	$(BIN)/ruff check .

@@ -61,14 +61,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(variable, None)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one engine take turns on one worker: some fill it, and the printed command names its container."""
-    for item in items:
-        if any("docker" in marker.args for marker in item.iter_markers("requires")):
-            item.add_marker(pytest.mark.xdist_group("docker"))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     required = os.environ.get("IRCA_REQUIRE", "").split(",")
     for marker in item.iter_markers("requires"):
