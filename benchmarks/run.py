@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import agent_footprint  # noqa: E402 - the path above comes first
+import docker_collect  # noqa: E402
 import heartbeats  # noqa: E402
 import ingest  # noqa: E402
 import store_density  # noqa: E402
@@ -84,6 +86,21 @@ def main() -> None:
     stored = sum(density[f"{part} bytes a sample"] for part in ("chunk", "rollup", "index"))
     add(Line("bytes a sample once sealed, rollups and index included", stored, 2.0))
     add(Line("a series over 24 h from the store, without HTTP: median ms", density["24 h of one series, median ms"], 10.0))
+    if not (os.environ.get("IRCA_BENCH_IMAGE") or os.environ.get("IRCA_TEST_BASE_IMAGE")):
+        print(
+            "docker agent at 50 containers: not measured; needs an engine, and IRCA_BENCH_IMAGE or IRCA_TEST_BASE_IMAGE to start containers of"
+        )
+        return
+    (docker,) = docker_collect.measure([50])
+    add(Line("docker agent at 50 containers: resident MB", docker.rss_mb, 60))
+    add(
+        Line(
+            "  seconds of a round",
+            docker.round_s,
+            10,
+            rival=f"its CPU {docker.agent_cpu_ms:.0f} ms, the engine's {docker.engine_cpu_ms or 0:.0f} ms",
+        )
+    )
 
 
 if __name__ == "__main__":
