@@ -87,9 +87,7 @@ def main() -> None:
     add(Line("bytes a sample once sealed, rollups and index included", stored, 2.0))
     add(Line("a series over 24 h from the store, without HTTP: median ms", density["24 h of one series, median ms"], 10.0))
     if not (os.environ.get("IRCA_BENCH_IMAGE") or os.environ.get("IRCA_TEST_BASE_IMAGE")):
-        print(
-            "docker agent at 50 containers: not measured; needs an engine, and IRCA_BENCH_IMAGE or IRCA_TEST_BASE_IMAGE to start containers of"
-        )
+        print("docker agent at 50 containers: not measured; needs an engine and IRCA_BENCH_IMAGE or IRCA_TEST_BASE_IMAGE")
         return
     (docker,) = docker_collect.measure([50])
     add(Line("docker agent at 50 containers: resident MB", docker.rss_mb, 60))

@@ -120,11 +120,11 @@ def test_an_engine_over_the_network_needs_no_socket():
 
 
 def test_a_token_in_a_file_stays_out_of_the_command():
-    made = agent(token_file="/root/irca-token")
+    made = agent(token_file="/srv/irca-token")
 
     assert "token-123" not in made.get_deployment_command()
     assert "-e AGENT_TOKEN_FILE=/run/secrets/incident-rca-token" in made.get_deployment_command()
-    assert "Write the token to /root/irca-token" in made.get_instructions()
+    assert "Write the token to /srv/irca-token" in made.get_instructions()
 
 
 @pytest.mark.parametrize(
@@ -442,11 +442,11 @@ def test_the_alternatives_keep_the_token_out_of_the_command_line():
 
 
 def test_with_a_token_file_compose_is_the_only_alternative_and_holds_no_token():
-    [(title, content)] = agent(token_file="/root/token").get_alternatives()
+    [(title, content)] = agent(token_file="/srv/token").get_alternatives()
 
     assert title == "compose.yaml"
     assert "token-123" not in content
-    assert "/root/token" in content
+    assert "/srv/token" in content
 
 
 def test_provisioning_hands_out_the_alternatives():
