@@ -3,8 +3,10 @@ component skips with its reason, or fails where ``IRCA_REQUIRE`` demands it (a c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -54,6 +56,10 @@ def missing(name: str) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    with contextlib.suppress(ValueError):  # not the main thread
+        # A shell that starts this in the background has it ignore SIGINT, and every process that a test starts would inherit that.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     kept = ("IRCA_TEST_", "IRCA_REQUIRE", "IRCA_SCREENSHOTS")
     for variable in [v for v in os.environ if v.startswith("IRCA_") and not v.startswith(kept)]:
         del os.environ[variable]
