@@ -22,6 +22,7 @@ class ApiKeyRow(Base):
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
     role: Mapped[str] = mapped_column(String(16))
+    environments: Mapped[list[str]] = mapped_column(JsonObject, default=lambda: ["*"])
     prefix: Mapped[str] = mapped_column(String(16))
     key_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -31,12 +32,16 @@ class ApiKeyRow(Base):
 
 
 class BrowserSessionRow(Base):
-    """A browser's session, opened with an API key and no stronger or longer-lived than it."""
+    """A browser's session: of an API key, and no stronger or longer-lived than it, or of a user of the OIDC provider."""
 
     __tablename__ = "browser_sessions"
 
     token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
-    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"), index=True)
+    api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"), index=True)
+    subject: Mapped[str | None] = mapped_column(String(255))
+    name: Mapped[str | None] = mapped_column(String(255))
+    role: Mapped[str | None] = mapped_column(String(16))
+    environments: Mapped[list[str] | None] = mapped_column(JsonObject)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -129,3 +134,204 @@ class EventRow(Base):
     instance_id: Mapped[str | None] = mapped_column(String(36))
     agent_type: Mapped[str | None] = mapped_column(String(32))
     environment_name: Mapped[str | None] = mapped_column(String(63))
+
+
+class DeploymentStepRow(Base):
+    """A step that a deployment of an agent has reached on some host: downloaded, installed, enrolled, first metric; or why it failed."""
+
+    __tablename__ = "deployment_steps"
+    __table_args__ = (Index("ix_deployment_steps_agent_time", "agent_id", "time"),)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    agent_id: Mapped[str] = mapped_column(ForeignKey("agents.id", ondelete="CASCADE"))
+    step: Mapped[str] = mapped_column(String(32))
+    host: Mapped[str] = mapped_column(String(255))
+    check: Mapped[str] = mapped_column(String(100))
+    reason: Mapped[str] = mapped_column(Text)
+    client_address: Mapped[str] = mapped_column(String(64))
+    time: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class SignInLinkRow(Base):
+    """A link that signs a browser in once, with no more than the rights of the key that made it."""
+
+    __tablename__ = "sign_in_links"
+
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class AuditRow(Base):
+    """One act that changed something, or was refused. Rows are only ever added. No foreign keys: evidence outlives what it speaks of."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        Index("ix_audit_log_time", "time", "id"),
+        Index("ix_audit_log_actor_time", "actor_id", "time"),
+        Index("ix_audit_log_action_time", "action", "time"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    time: Mapped[datetime] = mapped_column(UtcDateTime)
+    actor_kind: Mapped[str] = mapped_column(String(16))
+    actor_id: Mapped[str] = mapped_column(String(255))
+    actor_name: Mapped[str] = mapped_column(String(255))
+    action: Mapped[str] = mapped_column(String(64))
+    target_kind: Mapped[str] = mapped_column(String(32))
+    target_id: Mapped[str] = mapped_column(String(255))
+    target_name: Mapped[str] = mapped_column(String(255))
+    environment_name: Mapped[str | None] = mapped_column(String(63))
+    before: Mapped[dict[str, Any] | None] = mapped_column(JsonObject)
+    after: Mapped[dict[str, Any] | None] = mapped_column(JsonObject)
+    outcome: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text)
+    client_address: Mapped[str] = mapped_column(String(64))
+    user_agent: Mapped[str] = mapped_column(String(255))
+
+
+class IdempotencyRow(Base):
+    """The answer to a request that carried an idempotency key, given again when the request is repeated."""
+
+    __tablename__ = "idempotency_keys"
+
+    actor_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    route: Mapped[str] = mapped_column(String(255))
+    request_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    status_code: Mapped[int | None] = mapped_column()
+    response: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class MaintenanceWindowRow(Base):
+    """A time in which the events of some instances are muted."""
+
+    __tablename__ = "maintenance_windows"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    selector: Mapped[dict[str, Any]] = mapped_column(JsonObject)
+    starts_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ends_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    created_by: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class SavedViewRow(Base):
+    """A page's filters under a name, for everybody."""
+
+    __tablename__ = "saved_views"
+    __table_args__ = (UniqueConstraint("page", "name"),)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    page: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(100))
+    query: Mapped[dict[str, Any]] = mapped_column(JsonObject)
+    created_by: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class GroupRow(Base):
+    """A label selector with a configuration; where several groups give a key, the one of the highest priority wins."""
+
+    __tablename__ = "groups"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), unique=True)
+    description: Mapped[str] = mapped_column(Text)
+    selector: Mapped[dict[str, Any]] = mapped_column(JsonObject)
+    priority: Mapped[int] = mapped_column()
+    version: Mapped[int] = mapped_column()
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ConfigRevisionRow(Base):
+    """One state of the configuration of a group or of one agent; the highest revision is the current one."""
+
+    __tablename__ = "config_revisions"
+
+    scope_kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    scope_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    revision: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    config: Mapped[dict[str, Any]] = mapped_column(JsonObject)
+    comment: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class InstanceConfigRow(Base):
+    """How the configuration that is meant for an instance fares there."""
+
+    __tablename__ = "instance_configs"
+
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instances.id", ondelete="CASCADE"), primary_key=True)
+    config_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    config: Mapped[dict[str, Any]] = mapped_column(JsonObject)
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text)
+    offered_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    reported_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class WebhookEndpointRow(Base):
+    """Where events are delivered to, which ones, and under which secrets (encrypted with the platform's key)."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    url: Mapped[str] = mapped_column(Text)
+    template: Mapped[str] = mapped_column(String(16))
+    filters: Mapped[dict[str, Any]] = mapped_column(JsonObject)
+    secret: Mapped[bytes] = mapped_column(LargeBinary)
+    previous_secret: Mapped[bytes | None] = mapped_column(LargeBinary)
+    previous_secret_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    enabled: Mapped[bool] = mapped_column()
+    failures: Mapped[int] = mapped_column()
+    open_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    version: Mapped[int] = mapped_column()
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class WebhookDeliveryRow(Base):
+    """The outbox: an event that an endpoint is to be told, written in the event's own transaction."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        UniqueConstraint("endpoint_id", "event_id", "replay"),
+        Index("ix_webhook_deliveries_due", "status", "next_attempt_at"),
+        Index("ix_webhook_deliveries_order", "endpoint_id", "ordering_key", "sequence"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    event_id: Mapped[str] = mapped_column(String(64))
+    replay: Mapped[int] = mapped_column()
+    ordering_key: Mapped[str] = mapped_column(String(64))
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    message: Mapped[dict[str, Any]] = mapped_column(JsonObject)
+    status: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column()
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    next_attempt_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class WebhookAttemptRow(Base):
+    """One try of a delivery: what was sent, what came back, how long it took."""
+
+    __tablename__ = "webhook_attempts"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    delivery_id: Mapped[str] = mapped_column(ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), index=True)
+    time: Mapped[datetime] = mapped_column(UtcDateTime)
+    latency_ms: Mapped[float] = mapped_column()
+    status_code: Mapped[int | None] = mapped_column()
+    error: Mapped[str] = mapped_column(Text)
+    request_headers: Mapped[dict[str, Any]] = mapped_column(JsonObject)
+    response_body: Mapped[str] = mapped_column(Text)
