@@ -23,6 +23,7 @@ from app.api.asgi import BodyLimits, Receive, Scope, Send
 from app.api.dependencies import require
 from app.api.opamp_endpoint import OpampEndpoint
 from app.api.otlp_endpoint import OtlpEndpoint
+from app.audit.service import AuditService
 from app.auth.service import AuthService, Role
 from app.background import Jobs
 from app.db.session import Database
@@ -119,7 +120,7 @@ async def open_platform(settings: Settings, clock: Callable[[], float] = time.ti
         allowance = Allowance(settings.query_timeout, settings.query_max_samples)
         containers = ContainerService(QueryEngine(metrics), events, allowance=allowance, clock=clock)
         jobs = Jobs()
-        platform = Platform(settings, database, auth, events, fleet, metrics, containers, live, jobs)
+        platform = Platform(settings, database, auth, AuditService(database, clock), events, fleet, metrics, containers, live, jobs)
         jobs.add("heartbeat-flush", settings.heartbeat_flush_interval, fleet.flush)
         jobs.add("status-sweep", settings.status_sweep_interval, fleet.sweep)
         jobs.add("metric-maintenance", 60.0, lambda: metrics.maintain(int(clock() * 1000)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from app.audit.service import AuditService
     from app.auth.service import AuthService
     from app.background import Jobs
     from app.db.session import Database
@@ -24,6 +25,7 @@ class Platform:
     settings: Settings
     database: Database
     auth: AuthService
+    audit: AuditService
     events: EventService
     fleet: FleetService
     metrics: MetricStore

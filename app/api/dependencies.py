@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from app.audit.records import Actor
 from app.auth.service import SESSION_COOKIE, Identity, Role
 from app.errors import ForbiddenError, UnauthenticatedError
 from app.platform import Platform
@@ -51,6 +52,20 @@ async def get_identity(request: Request, platform: PlatformDependency) -> Identi
 
 
 IdentityDependency = Annotated[Identity, Depends(get_identity)]
+
+
+async def get_actor(request: Request, identity: IdentityDependency) -> Actor:
+    """Who is asking, for the audit log."""
+    return Actor(
+        kind="api-key" if request.headers.get("authorization") else "session",
+        id=identity.key_id,
+        name=identity.name,
+        client_address=request.client.host if request.client else "",
+        user_agent=request.headers.get("user-agent", ""),
+    )
+
+
+ActorDependency = Annotated[Actor, Depends(get_actor)]
 
 
 def require(role: Role) -> Callable[[Identity], Awaitable[None]]:

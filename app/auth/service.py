@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
+from fnmatch import fnmatchcase
 
 from app.auth import repository
 from app.db.models import ApiKeyRow, BrowserSessionRow
@@ -58,16 +59,26 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who is asking: an API key, directly or through a browser session."""
+    """Who is asking: an API key, directly or through a browser session. ``environments`` are patterns (``prod-*``) of names."""
 
     key_id: str
     name: str
     role: Role
+    environments: tuple[str, ...] = ("*",)
 
     def require(self, role: Role) -> None:
         """Do nothing, or raise ForbiddenError when the role is not enough."""
         if self.role < role:
             raise ForbiddenError(f"this needs the role {role.name.lower()}; the key {self.name!r} has {self.role.name.lower()}")
+
+    def sees(self, environment_name: str | None) -> bool:
+        """Whether the role holds in this environment; what belongs to no environment (None) is seen by everybody."""
+        return environment_name is None or any(fnmatchcase(environment_name, pattern) for pattern in self.environments)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether the role holds in every environment; what is not of one environment (groups, webhooks, keys) takes that to change."""
+        return "*" in self.environments
 
 
 class AuthService:
@@ -206,7 +217,7 @@ class AuthService:
             raise TokenRevokedError("this API key has been revoked")
         if row.expires_at is not None and row.expires_at <= self._now():
             raise TokenExpiredError("this API key has expired")
-        return Identity(row.id, row.name, Role.named(row.role))
+        return Identity(row.id, row.name, Role.named(row.role), tuple(row.environments))
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)

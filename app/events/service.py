@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement
@@ -23,16 +23,23 @@ CONTAINER_SCAN = 10_000
 """Events that one page may look through for a container: its id is inside the event, where no index leads."""
 
 
+Outbox = Callable[[AsyncSession, Sequence[EventRecord]], Awaitable[None]]
+
+
 class EventService:
     """Records events and answers questions about them."""
 
     def __init__(self, database: Database, live: LiveStream) -> None:
         self._database = database
         self._live = live
+        self.outbox: Outbox | None = None
+        """Told of new events in the transaction that records them, so that what it adds stands if and only if they do."""
 
     async def add(self, session: AsyncSession, record: EventRecord) -> None:
         """Record an event of the platform's own in the caller's transaction. Call :meth:`publish` after the commit."""
         await repository.insert_one(session, record)
+        if self.outbox is not None:
+            await self.outbox(session, [record])
 
     def publish(self, records: Sequence[EventRecord]) -> None:
         """Tell whoever is connected; only after the records' transaction has been committed."""
@@ -51,6 +58,8 @@ class EventService:
         unique = {r.id: r for r in reversed(records)}
         async with self._database.write() as session:
             new = set(await repository.insert_new(session, list(unique.values())))
+            if self.outbox is not None and new:
+                await self.outbox(session, [r for r in unique.values() if r.id in new])
         self.publish([r for r in unique.values() if r.id in new])
         return len(new)
 
