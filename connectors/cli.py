@@ -9,7 +9,6 @@ is not healthy.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -18,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +30,8 @@ from connectors.core.identity import CREDENTIAL_FILE, NO_TOKEN
 from connectors.core.secret import Secret
 
 if TYPE_CHECKING:
+    import argparse
+
     from connectors.core.status import AgentStatus
 
 OK: Final = 0
@@ -38,6 +40,7 @@ USAGE: Final = 2
 UNHEALTHY: Final = 3
 
 DEFAULT_CONFIG_FILE: Final = "/etc/incident-rca/agent.toml"
+CREDENTIAL_NAME: Final = "agent_token"
 _FILE_KEYS: Final = ("agent_type", "platform_url", "token_file")
 _LARGEST_TOKEN = 4096
 _SKEW_WORTH_SAYING = 2.0
@@ -56,7 +59,8 @@ arguments show in process lists. Once the agent has enrolled, it works with its 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code; every failure that is understood is one line on standard error."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = _as_a_service(given) or _parser().parse_args(given)
     try:
         code: int = arguments.command(arguments, os.environ)
     except (KeyboardInterrupt, _Terminated):
@@ -72,7 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _as_a_service(argv: Sequence[str]) -> Any:
+    """The arguments of ``run`` as services start it, read without argparse, which would stay resident; None for all others."""
+    match argv:
+        case ["run"]:
+            agent_type = None
+        case ["run", "--type", agent_type] if not agent_type.startswith("-"):
+            pass
+        case _:
+            return None
+    options = dict.fromkeys(("platform_url", "token_file", "config_file", "state_dir"))
+    return types.SimpleNamespace(command=_run, agent_type=agent_type, **options)
+
+
 def _parser() -> argparse.ArgumentParser:
+    import argparse  # noqa: PLC0415 - see _as_a_service
+
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--type", dest="agent_type", metavar="TYPE", help="agent type (AGENT_TYPE; default: server)")
     shared.add_argument("--platform-url", metavar="URL", help="where the platform is (PLATFORM_API_URL)")
@@ -106,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(command=command)
+    service = commands.add_parser("service", allow_abbrev=False)
+    service.add_argument("name")
+    service.add_argument("directory")
+    service.set_defaults(command=_service)
     return parser
 
 
@@ -170,7 +193,7 @@ def _text(key: str, value: object) -> str:
 
 def _read_token(argument: str | None, environ: MutableMapping[str, str], file: str) -> Secret:
     text = environ.pop("AGENT_TOKEN", "").strip()
-    path = argument or ("" if text else environ.get("AGENT_TOKEN_FILE", "") or file)
+    path = argument or ("" if text else environ.get("AGENT_TOKEN_FILE", "") or file or _service_credential(environ))
     if not path:
         return Secret(text)
     try:
@@ -182,7 +205,23 @@ def _read_token(argument: str | None, environ: MutableMapping[str, str], file: s
         raise ConfigError(f"the token file {path} is not text", field="token_file") from exc
 
 
+def _service_credential(environ: Mapping[str, str]) -> str:
+    """The token's file among the credentials that systemd hands to its service; empty where there is none."""
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    path = Path(directory, CREDENTIAL_NAME)
+    try:
+        return str(path) if directory and path.exists() else ""
+    except PermissionError:
+        return str(path)  # it cannot be read: whoever reads it says so
+
+
 def _run(arguments: argparse.Namespace, environ: MutableMapping[str, str]) -> int:
+    with _terminable():
+        return _agent(arguments, environ).run()
+
+
+def _agent(arguments: argparse.Namespace, environ: MutableMapping[str, str]) -> BaseAgent:
+    """The agent that is to run, with the token or, once it has enrolled, without."""
     setup = _prepare(arguments, environ)
     token = setup.token
     if not token:
@@ -192,8 +231,15 @@ def _run(arguments: argparse.Namespace, environ: MutableMapping[str, str]) -> in
                 field="agent_token",
             )
         token = Secret(NO_TOKEN)
-    with _terminable():
-        return setup.agent(token).run()
+    return setup.agent(token)
+
+
+def _service(arguments: argparse.Namespace, environ: MutableMapping[str, str]) -> int:
+    """What Windows starts as a service; not for people, so that the help does not list it."""
+    from connectors.server import windows_service  # noqa: PLC0415 - for Windows only
+
+    run = _parser().parse_args(["run", "--type", "server"])
+    return windows_service.serve(arguments.name, Path(arguments.directory), lambda: _agent(run, environ))
 
 
 class _Terminated(BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ class OpampAgent:
     sequence: int = 0
     capabilities: int = CAPABILITIES
     extra: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=lambda: {"log_level": "info"})
 
     def beat(self, *, full: bool = False, healthy: bool | None = None, error: str = "", goodbye: bool = False) -> bytes:
         self.sequence += 1
@@ -36,7 +38,7 @@ class OpampAgent:
                 message.agent_description.identifying_attributes.add(key=key, value=any_value(value))
             for key, value in {"host.name": self.host, **self.extra}.items():
                 message.agent_description.non_identifying_attributes.add(key=key, value=any_value(value))
-            message.effective_config.config_map.config_map["agent.json"].body = b'{"log_level": "info"}'
+            message.effective_config.config_map.config_map["agent.json"].body = json.dumps(self.config).encode()
         if healthy is not None or full:
             message.health.healthy = healthy is not False
             message.health.last_error = error

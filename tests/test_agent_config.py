@@ -112,6 +112,11 @@ def is_lenient_conversion(key: str, value: Any) -> bool:
         "spool_max_bytes": int,
         "collect_interval": float,
         "spool_max_age": float,
+        "request_timeout": float,
+        "custom_interval": float,
+        "custom_timeout": float,
+        "custom_max_series": int,
+        "custom_max_bytes": int,
     }
     if key in base and base[key] is not bool:
         return isinstance(value, (str, bool))

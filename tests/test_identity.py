@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.core import files, identity
+from connectors.core import files, machine
 from connectors.core.errors import StateError
-from connectors.core.identity import Credential, StateDirectory, machine_fingerprint, token_digest, uuid7, uuid_text
+from connectors.core.identity import Credential, StateDirectory, token_digest, uuid7, uuid_text
+from connectors.core.machine import Machine, machine_fingerprint, this_machine
 from connectors.core.secret import Secret
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE, THERE = "a" * 64, "b" * 64
+HERE, THERE = (Machine(each * 64, each * 64, each * 64) for each in "ab")
 
 
 @pytest.fixture
@@ -52,7 +53,9 @@ def test_a_copied_state_directory_gives_a_new_identity_and_says_so(state):
     assert new.instance_id != old.instance_id
     assert event.name == "irca.agent.identity.cloned"
     assert event.attributes["irca.agent.identity.old_id"] == old.instance_id
-    assert not state.credential("https://p", "d").current, "the original's credential is not used"
+    kept = state.credential("https://p", "d")
+    assert not kept.current, "nothing is sent under the original's credential"
+    assert kept.copied.reveal() == "secret-of-the-original", "it is good for asking for one of its own"
     assert state.identity(THERE) == (new, [])
 
 
@@ -182,21 +185,169 @@ def test_the_fingerprint_is_stable_and_a_digest():
 
 
 def test_the_environment_goes_before_the_types_answer_and_that_before_the_machines():
-    machine = machine_fingerprint(environ={})
+    own = machine_fingerprint(environ={})
     named = machine_fingerprint("node-uid", {})
     given_ = machine_fingerprint("node-uid", {"AGENT_MACHINE_ID": "pod-7"})
-    assert len({machine, named, given_}) == 3
+    assert len({own, named, given_}) == 3
     assert machine_fingerprint(" pod-7 ", {}) == given_
 
 
-def test_a_renamed_copy_of_a_machine_is_another_machine(monkeypatch):
-    before = machine_fingerprint(environ={})
-    monkeypatch.setattr(identity.socket, "gethostname", lambda: "renamed")
-    assert machine_fingerprint(environ={}) != before
+@pytest.fixture
+def host(monkeypatch):
+    """Sets what this machine is: its id, name, physical cards and container; gives the machine that this makes."""
+
+    def make(own="a" * 32, name="web-1", cards=("52:54:00:00:00:01",), container=""):
+        monkeypatch.setattr(machine, "_linux_machine_id", lambda: own)
+        monkeypatch.setattr(machine.socket, "gethostname", lambda: name)
+        monkeypatch.setattr(machine, "_card_addresses", lambda platform: cards)
+        monkeypatch.setattr(machine, "_container_id", lambda: container)
+        return this_machine(environ={}, platform="linux")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"name": "web-2"}, id="renamed"),
+        pytest.param({"cards": ("52:54:00:00:00:09",)}, id="another card"),
+        pytest.param({"cards": ("52:54:00:00:00:01", "52:54:00:00:00:02"), "name": "web-2"}, id="renamed, with a card more"),
+        pytest.param({"cards": ()}, id="without its card"),
+    ],
+)
+def test_a_host_that_was_renamed_or_got_another_card_is_the_same_machine(state, host, changed):
+    before, _ = state.identity(host())
+    state.keep_credential(Credential("https://p", "d", Secret("own")))
+    after, events = state.identity(host(**changed))
+    assert (after.instance_id, after.fingerprint) == (before.instance_id, before.fingerprint)
+    assert events == []
+    assert state.credential("https://p", "d").current
+
+
+def test_a_host_may_change_one_thing_after_the_other(state, host):
+    first, _ = state.identity(host())
+    state.identity(host(name="web-2"))
+    last, events = state.identity(host(name="web-2", cards=("52:54:00:00:00:09",)))
+    assert (last.instance_id, events) == (first.instance_id, [])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"name": "web-2", "cards": ("52:54:00:00:00:02",)}, id="a cloned virtual machine"),
+        pytest.param({"own": "b" * 32}, id="a machine with the name of the one before"),
+        pytest.param({"name": "1f0c", "cards": (), "container": "c" * 64}, id="a container of the machine's image"),
+    ],
+)
+def test_a_copy_with_nothing_of_the_originals_own_is_another_machine(state, host, changed):
+    original, _ = state.identity(host())
+    copy, (event,) = state.identity(host(**changed))
+    assert copy.instance_id != original.instance_id
+    assert copy.fingerprint != original.fingerprint
+    assert event.name == "irca.agent.identity.cloned"
+
+
+@pytest.mark.parametrize("own", ["a" * 32, ""], ids=["with the image's machine id", "without machine id"])
+def test_containers_of_one_committed_image_are_told_apart_and_one_that_is_restarted_is_not(state, host, own):
+    first, _ = state.identity(host(own=own, name="0a1b", container="1" * 64))
+    assert state.identity(host(own=own, name="0a1b", container="1" * 64)) == (first, [])
+    recreated, events = state.identity(host(own=own, name="0a1b", container="2" * 64))
+    assert (recreated.instance_id, events) == (first.instance_id, []), "its volume and its name are what it was given"
+    copy, (event,) = state.identity(host(own=own, name="9f8e", container="3" * 64))
+    assert copy.fingerprint != first.fingerprint
+    assert event.name == "irca.agent.identity.cloned"
+
+
+def test_containers_with_one_name_and_no_machine_id_are_two_machines(host):
+    first, second = (host(own="", name="web", cards=(), container=each * 64) for each in "12")
+    assert first.fingerprint != second.fingerprint
+
+
+def test_an_identity_from_before_there_were_marks_is_kept_and_completed(state, host):
+    now = host()
+    old = {"instance_id": str(uuid.uuid4()), "fingerprint": now.former, "created_at": 1.0}
+    (state.path / "identity.json").write_text(json.dumps(old))
+    kept, events = state.identity(now)
+    assert (kept.instance_id, events) == (old["instance_id"], [])
+    renamed, events = state.identity(host(name="web-2"))
+    assert (renamed.instance_id, renamed.fingerprint, events) == (kept.instance_id, now.former, [])
+
+
+def test_a_container_without_machine_id_keeps_its_identity_from_before_there_were_marks(state, host):
+    now = host(own="", name="0a1b", container="1" * 64)
+    assert now.fingerprint != now.former
+    old = {"instance_id": str(uuid.uuid4()), "fingerprint": now.former, "created_at": 1.0}
+    (state.path / "identity.json").write_text(json.dumps(old))
+    assert state.identity(now)[0].instance_id == old["instance_id"]
+
+
+def test_marks_that_cannot_be_written_keep_nobody_from_starting(state, host, monkeypatch):
+    before, _ = state.identity(host())
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("connectors.core.identity.write_atomically", full)
+    after, events = state.identity(host(name="web-2"))
+    assert (after.instance_id, events) == (before.instance_id, [])
+
+
+def test_an_adopted_identity_keeps_what_the_machine_is_known_by(state, host):
+    first, _ = state.identity(host())
+    adopted = state.adopt(first, uuid.uuid4().bytes)
+    assert state.identity(host(name="web-2"))[0].instance_id == adopted.instance_id
+
+
+def test_a_copy_of_a_copy_that_never_enrolled_keeps_what_it_was_copied_with(state):
+    state.identity(HERE)
+    state.keep_credential(Credential("https://p", "d", Secret("secret-of-the-original")))
+    state.identity(THERE)
+    state.identity(HERE)
+    assert state.credential("https://p", "d").copied.reveal() == "secret-of-the-original"
+
+
+def test_a_copied_credential_that_is_damaged_is_forgotten(state):
+    state.identity(HERE)
+    (state.path / "credential").write_text("not json")
+    state.identity(THERE)
+    assert not (state.path / "credential").exists()
+
+
+def test_a_container_is_known_by_what_its_runtime_mounted(tmp_path):
+    mounts = tmp_path / "mountinfo"
+    key = "ab" * 32
+    lines = {
+        "docker": f"743 735 8:1 /var/lib/docker/containers/{key}/hostname /etc/hostname rw - ext4 /dev/sda1 rw",
+        "containerd": f"743 735 8:1 /lib/io.containerd.grpc.v1.cri/sandboxes/{key}/hostname /etc/hostname rw - ext4 /dev/sda1 rw",
+        "podman": f"7 7 0:24 /containers/overlay-containers/{key}/userdata/hosts /etc/hosts rw - tmpfs tmpfs rw",
+    }
+    for line in lines.values():
+        mounts.write_text(f"735 700 0:50 / / rw - overlay overlay rw\n{line}\n")
+        assert machine._container_id(mounts) == key
+    mounts.write_text(f"90 20 0:41 / /var/lib/docker/containers/{key}/mounts/shm rw - tmpfs shm rw\nshort\n")
+    assert machine._container_id(mounts) == "", "the host of a container is none"
+    assert machine._container_id(tmp_path / "missing") == ""
+
+
+def test_only_physical_cards_count(tmp_path):
+    for name, address in (("eth0", "52:54:00:00:00:01"), ("veth1", "0e:00:00:00:00:01"), ("ib0", "00:00:00:00:00:00")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "address").write_text(f"{address}\n")
+    for name in ("eth0", "ib0", "wlan0"):
+        (tmp_path / name / "device").mkdir(parents=True)
+    assert list(machine._card_addresses("linux", tmp_path)) == ["52:54:00:00:00:01"]
+    assert list(machine._card_addresses("linux", tmp_path / "missing")) == []
+
+
+def test_what_names_the_machine_has_no_marks(monkeypatch):
+    monkeypatch.setattr(uuid, "getnode", lambda: 0x0242AC110002)
+    assert this_machine("engine:X", {}).marks == frozenset()
+    assert this_machine("engine:X", {}).fingerprint == machine_fingerprint("engine:X", {})
+    assert this_machine(environ={}, platform="win32").marks, "a name and a card"
 
 
 def test_a_linux_without_machine_id_goes_by_its_network_card(monkeypatch):
-    monkeypatch.setattr(identity, "_linux_machine_id", lambda: "")
+    monkeypatch.setattr(machine, "_linux_machine_id", lambda: "")
     monkeypatch.setattr(uuid, "getnode", lambda: 0x0242AC110002)
     first = machine_fingerprint(environ={}, platform="linux")
     monkeypatch.setattr(uuid, "getnode", lambda: 0x0242AC110003)
@@ -209,11 +360,11 @@ def test_a_linux_without_machine_id_goes_by_its_network_card(monkeypatch):
 
 def test_macos_and_windows_go_by_their_own_identities(monkeypatch):
     answer = subprocess.CompletedProcess([], 0, stdout='  "IOPlatformUUID" = "F00D-1"\n')
-    monkeypatch.setattr(identity.subprocess, "run", lambda *a, **k: answer)
-    assert identity._macos_platform_uuid() == "F00D-1"
+    monkeypatch.setattr(machine.subprocess, "run", lambda *a, **k: answer)
+    assert machine._macos_platform_uuid() == "F00D-1"
     first = machine_fingerprint(environ={}, platform="darwin")
-    monkeypatch.setattr(identity.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess([], 0, stdout=""))
-    assert identity._macos_platform_uuid() == ""
+    monkeypatch.setattr(machine.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess([], 0, stdout=""))
+    assert machine._macos_platform_uuid() == ""
     assert machine_fingerprint(environ={}, platform="darwin") != first
     assert machine_fingerprint(environ={}, platform="win32") != first
 

@@ -50,8 +50,8 @@ def offer(bearer="", interval=0, **more):
 
 def test_the_first_message_carries_everything():
     message = OpampClient(UID).message(report(spool=Component()), 200.0)
-    assert (message.instance_uid, message.sequence_num, message.capabilities) == (UID, 1, 0x2905)
-    assert int(CAPABILITIES) == 0x2905
+    assert (message.instance_uid, message.sequence_num, message.capabilities) == (UID, 1, 0x3907)
+    assert int(CAPABILITIES) == 0x3907
     assert {kv.key: kv.value.string_value for kv in message.agent_description.identifying_attributes} == {
         "service.name": "incident-rca-agent",
         "service.instance.id": "i",
@@ -223,3 +223,11 @@ def test_there_is_always_something_to_try_and_nothing_unproven_is_current(steps)
             enrolment = enrolment.refused(standing)
         assert enrolment.attempts()[-1] == (Standing.TOKEN, T)
         assert enrolment.current.reveal() in proven
+
+
+def test_a_copied_credential_is_shown_before_the_token_and_is_gone_once_there_is_one_of_its_own_or_it_was_refused():
+    copy = Enrolment(T, copied=A)
+    assert copy.attempts() == [(Standing.COPIED, A), (Standing.TOKEN, T)]
+    assert copy.accepted(Standing.COPIED) == Enrolment(T), "a platform that offers nothing for it is shown the token next"
+    assert copy.offered(B) == Enrolment(T, candidate=B)
+    assert copy.refused(Standing.COPIED) == Enrolment(T)

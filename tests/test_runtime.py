@@ -364,9 +364,9 @@ def test_gap_events_that_are_refused_are_kept_and_not_offered_all_the_time(platf
 def test_a_large_collection_travels_in_several_bounded_requests(platform, make, monkeypatch):
     monkeypatch.setattr(runtime_module, "MAX_PAYLOAD", 20_000)
     agent = make(platform.url)
-    agent.per_round = 1000
+    agent.per_round = 3000
     assert agent.send_data(agent.collect_metrics()) > 3
-    assert counted(platform) == [float(n) for n in range(1, 1001)]
+    assert counted(platform) == [float(n) for n in range(1, 3001)]
 
 
 def test_events_of_a_collection_are_sent_once_under_their_ids(platform, make):

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from connectors.agent_factory import AgentFactory
-from connectors.api.agent_store import AgentStore, MemoryAgentStore
+from connectors.api.agent_store import AgentStore, MemoryAgentStore, TokenTerms
 from connectors.core.agent_config import AgentConfig
 from connectors.core.errors import ConfigError, ConnectorError, MissingExtraError, UnknownAgentTypeError
 
@@ -36,6 +36,12 @@ class ProvisionRequest(BaseModel):
         default_factory=dict,
         description="Options of the type, by its config_schema.",
         examples=[{"namespace": "monitoring", "replicas": 2}],
+    )
+    token_ttl: Annotated[float | None, Field(ge=60, le=5 * 365 * 86_400)] = Field(
+        default=None, description="Seconds until the enrolment token expires; by default as the platform is set."
+    )
+    token_max_uses: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="Machines (for kubernetes: clusters) that the token may enrol. The same one again is free."
     )
 
 
@@ -105,19 +111,29 @@ async def provision(
 ) -> ProvisionResponse | JSONResponse:
     """Create an agent and hand out the command that deploys it."""
     try:
-        agent_class = AgentFactory.agent_class(body.agent_type)
-        if not ENVIRONMENT_NAME.fullmatch(body.environment_name):
-            raise ConfigError(
-                "environment_name must be 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit",
-                field="environment_name",
-            )
-        config = _validated(agent_class.config_class, body.config)
-        # Planned once with a stand-in token: a command that cannot be planned must not leave an agent behind.
-        agent_class(platform_url, "agent_planned", config)
+        return await deploy(body, store, platform_url, getattr(request.state, "actor", "anonymous"))
     except ConnectorError as exc:
         return refusal(exc)
-    actor = str(getattr(request.state, "actor", "anonymous"))
-    provisioned = await store.create_agent(body.agent_type, body.environment_name, body.config, actor)
+
+
+async def deploy(body: ProvisionRequest, store: AgentStore, platform_url: str, actor: object) -> ProvisionResponse:
+    """Create the agent that ``body`` asks for, in the name of ``actor``, and plan how it is deployed.
+
+    Raises:
+        ConnectorError: nothing was created; ``field`` names what was refused (``environment_name``, ``config.<option>``).
+    """
+    agent_class = AgentFactory.agent_class(body.agent_type)
+    if not ENVIRONMENT_NAME.fullmatch(body.environment_name):
+        raise ConfigError(
+            "environment_name must be 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+            field="environment_name",
+        )
+    config = _validated(agent_class.config_class, body.config)
+    # Planned once with a stand-in token: a command that cannot be planned must not leave an agent behind.
+    agent_class(platform_url, "agent_planned", config)
+    terms = TokenTerms(body.token_ttl, body.token_max_uses)
+    asked = (terms,) if terms != TokenTerms() else ()  # a store that knows of no terms serves whoever asks for none
+    provisioned = await store.create_agent(body.agent_type, body.environment_name, body.config, actor, *asked)
     agent = agent_class(platform_url, provisioned.token, config)
     return ProvisionResponse(
         agent_type=body.agent_type,
@@ -135,7 +151,7 @@ async def provision(
 @router.get("/types")
 async def types() -> AgentTypes:
     """All types of agent, where they run, and the JSON Schema of their config."""
-    return AgentTypes(types=[_describe(name) for name in AgentFactory.supported_types()])
+    return AgentTypes(types=[describe(name) for name in AgentFactory.supported_types()])
 
 
 def refusal(exc: ConnectorError) -> JSONResponse:
@@ -173,7 +189,8 @@ def _validated(config_class: type[AgentConfig], config: Mapping[str, Any]) -> Ag
         raise ConfigError(f"config.{exc.reason}", field=f"config.{exc.field}") from exc
 
 
-def _describe(name: str) -> AgentType:
+def describe(name: str) -> AgentType:
+    """The type of that name, or why it is not available."""
     try:
         agent_class = AgentFactory.agent_class(name)
     except MissingExtraError as exc:

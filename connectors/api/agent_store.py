@@ -19,11 +19,24 @@ class ProvisionedAgent:
     expires_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenTerms:
+    """How a new enrolment token may be used: seconds until it expires (None: as the store has it), and machines that it enrols."""
+
+    lifetime: float | None = None
+    max_uses: int = 1
+
+
+DEFAULT_TERMS = TokenTerms()
+
+
 class AgentStore(Protocol):
     """Keeps provisioned agents. ``tests/contract/test_agent_stores.py`` says what every store does."""
 
-    async def create_agent(self, agent_type: str, environment_name: str, config: Mapping[str, Any], actor: str) -> ProvisionedAgent:
-        """A new agent of these; two calls make two agents with different tokens."""
+    async def create_agent(
+        self, agent_type: str, environment_name: str, config: Mapping[str, Any], actor: object, token: TokenTerms = DEFAULT_TERMS
+    ) -> ProvisionedAgent:
+        """A new agent of these; two calls make two agents with different tokens. ``actor`` is who asks; as text, a name."""
         ...
 
 
@@ -38,7 +51,8 @@ class MemoryAgentStore:
         agent_type: str,
         environment_name: str,
         config: Mapping[str, Any],
-        actor: str,  # noqa: ARG002 - a lone router knows no actors
+        actor: object,  # noqa: ARG002 - a lone router knows no actors
+        token: TokenTerms = DEFAULT_TERMS,  # noqa: ARG002 - nor does it enrol anybody
     ) -> ProvisionedAgent:
         """A new agent, whose token never expires by itself."""
         agent_id = str(uuid.uuid4())

@@ -4,7 +4,7 @@ One definition serves both sides: a frozen dataclass whose fields are ``Annotate
 whose ``metadata`` describes them. The platform validates and publishes it as JSON Schema through pydantic's ``TypeAdapter``
 (``__pydantic_config__`` makes it refuse unknown keys); the agent reads the same annotations here, without importing pydantic.
 
-Precedence, highest first:
+Precedence, highest first (remote configuration is laid over the outcome, see :mod:`connectors.core.remote_config`):
 
 1. the ``config`` given to the constructor (or by the platform when it provisions),
 2. environment variables: the option's name in capitals (``log_level`` is ``LOG_LEVEL``),
@@ -33,17 +33,40 @@ Scope = Literal["runtime", "deploy"]
 
 
 def option(
-    default: Any = dataclasses.MISSING, doc: str = "", *, scope: Scope = "runtime", factory: Any = dataclasses.MISSING, unit: str = ""
+    default: Any = dataclasses.MISSING,
+    doc: str = "",
+    *,
+    scope: Scope = "runtime",
+    factory: Any = dataclasses.MISSING,
+    unit: str = "",
+    host_only: bool = False,
 ) -> Any:
     """A configuration option.
 
     ``doc`` is its published description. A ``runtime`` option reaches the running agent (environment variable, file, remote
-    configuration); a ``deploy`` option only shapes the deployment command and is not sent to the agent.
+    configuration); a ``deploy`` option only shapes the deployment command and is not sent to the agent. A ``host_only`` option reaches
+    the running agent from its host alone: remote configuration cannot set it.
     """
-    metadata = {"description": doc, "scope": scope, "unit": unit}
+    metadata = {"description": doc, "scope": scope, "unit": unit, "host_only": host_only}
     if factory is not dataclasses.MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A string option's whole text must match this regular expression (published as JSON Schema ``pattern``)."""
+
+    pattern: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        schema = handler(source)
+        schema["pattern"] = f"^(?:{self.pattern})$"
+        return schema
+
+
+CustomName = Annotated[str, Pattern(r"[a-z0-9][a-z0-9._-]{0,62}")]
+"""Name of a source of custom metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +82,36 @@ class AgentConfig:
         30.0, "Seconds between two heartbeats until the platform directs otherwise.", unit="s"
     )
     request_timeout: Annotated[float, at.Ge(1), at.Le(120)] = option(15.0, "Seconds that one request to the platform may take.", unit="s")
-    state_dir: str = option("", "Directory for identity, credential and spool; empty means the type's own default.")
+    state_dir: str = option("", "Directory for identity, credential and spool; empty means the type's own default.", host_only=True)
     spool_max_bytes: Annotated[int, at.Ge(1_048_576)] = option(268_435_456, "Largest size of the spool on disk.", unit="By")
     spool_max_age: Annotated[float, at.Ge(60)] = option(604_800.0, "Age past which spooled data is dropped.", unit="s")
-    ca_file: str = option("", "PEM bundle to trust instead of the system's, for a platform with a private CA.")
+    ca_file: str = option("", "PEM bundle to trust instead of the system's, for a platform with a private CA.", host_only=True)
     labels: Mapping[str, str] = option(doc="Labels of this agent, for grouping and search.", factory=dict)
+    locked_options: tuple[str, ...] = option(
+        (), "Options that stay as the host's owner set them, whatever remote configuration says.", host_only=True
+    )
+    custom_commands: tuple[CustomName, ...] = option(
+        (), "Commands that measure, by the names under which the host's owner declared them in the file of custom commands."
+    )
+    custom_prometheus: Mapping[CustomName, str] = option(
+        doc="Prometheus endpoints to scrape, each a name and a URL; on loopback, or at an address that custom_prometheus_hosts allows.",
+        factory=dict,
+    )
+    custom_prometheus_hosts: tuple[str, ...] = option(
+        (), "Addresses beyond loopback that may be scraped, each as host or host:port.", host_only=True
+    )
+    custom_prometheus_labels: tuple[str, ...] = option(
+        (), "Labels of scraped series that are kept; empty keeps all. le and quantile always stay."
+    )
+    custom_otlp_endpoint: Annotated[str, Pattern(r"((127(\.[0-9]{1,3}){3}|\[::1\]):[0-9]{1,5})?")] = option(
+        "", "Loopback address and port, such as 127.0.0.1:4318, where OTLP over HTTP is received; empty receives none."
+    )
+    custom_interval: Annotated[float, at.Ge(1), at.Le(86400)] = option(60.0, "Seconds between two scrapes of an endpoint.", unit="s")
+    custom_timeout: Annotated[float, at.Ge(0.1), at.Le(300)] = option(10.0, "Seconds that one scrape may take.", unit="s")
+    custom_max_series: Annotated[int, at.Ge(1), at.Le(1_000_000)] = option(1000, "Custom series that this agent sends, at most.")
+    custom_max_bytes: Annotated[int, at.Ge(1024)] = option(
+        4_194_304, "Bytes of custom metrics and logs that this agent takes in a minute, at most.", unit="By"
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -99,6 +147,20 @@ class AgentConfig:
         values.update(config or {})
         return cls.from_mapping(values)
 
+    def overlaid(self, values: Mapping[str, Any]) -> Self:
+        """This configuration with remote configuration ``values`` laid over it; options that ``locked_options`` names keep their values.
+
+        Raises:
+            ConfigError: as :meth:`from_mapping`, and for options that remote configuration cannot set.
+        """
+        known = self.options()
+        for key in values:
+            if key in known and not known[key].remote:
+                raise ConfigError(f"{key} can only be set where the agent is deployed, not remotely", field=key)
+        laid = type(self).from_mapping(values)  # a locked option, too, must be valid
+        taken = {key: getattr(laid, key) for key in values if key not in self.locked_options}
+        return dataclasses.replace(self, **taken)
+
     @classmethod
     def options(cls) -> Mapping[str, Option]:
         """The options by name, in order of definition."""
@@ -128,6 +190,12 @@ class Option:
     description: str
     scope: Scope
     unit: str
+    host_only: bool = False
+
+    @property
+    def remote(self) -> bool:
+        """Whether remote configuration may set it."""
+        return self.scope == "runtime" and not self.host_only
 
     @property
     def variable(self) -> str:
@@ -146,6 +214,7 @@ def _options(cls: Any) -> Mapping[str, Option]:
             description=f.metadata["description"],
             scope=f.metadata["scope"],
             unit=f.metadata["unit"],
+            host_only=f.metadata["host_only"],
         )
         for f in dataclasses.fields(cls)
     }
@@ -222,18 +291,6 @@ def _check_constraint(key: str, constraint: Any, value: Any) -> None:
             raise ConfigError(f"{key} must have {constraint.min_length} to {most or 'any number of'} entries or characters", field=key)
     if isinstance(constraint, Pattern) and not re.fullmatch(constraint.pattern, value):
         raise ConfigError(f"{key} must match {constraint.pattern}, not {value!r}", field=key)
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """A string option's whole text must match this regular expression (published as JSON Schema ``pattern``)."""
-
-    pattern: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        schema = handler(source)
-        schema["pattern"] = f"^(?:{self.pattern})$"
-        return schema
 
 
 def _from_text(key: str, annotation: Any, text: str) -> Any:

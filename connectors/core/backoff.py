@@ -34,6 +34,13 @@ def around(interval: float, random: Callable[[], float], *, share: float = 0.1) 
     return interval * (1.0 + share * (2.0 * random() - 1.0))
 
 
+def next_round(now: float, interval: float, offset: float) -> float:
+    """When the next collection is due: at a multiple of ``interval`` plus ``offset``, no sooner than half an interval from ``now``."""
+    earliest = now + interval / 2
+    rounds = -(-(earliest - offset) // interval)
+    return rounds * interval + offset
+
+
 class Backoff:
     """Counts failed attempts for one peer: :meth:`pause` after each failure, :meth:`reset` after success."""
 

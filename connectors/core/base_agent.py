@@ -48,6 +48,8 @@ class BaseAgent(ABC):
     config_class: ClassVar[type[AgentConfig]] = AgentConfig
     default_state_dir: ClassVar[str] = "/var/lib/incident-rca"
     """Where identity, credential and spool are kept unless ``state_dir`` says otherwise."""
+    needed_resource: ClassVar[tuple[str, ...]] = ()
+    """Attributes that the platform must know; while one is missing, :meth:`resource` is asked again at each heartbeat."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
         """Refuse a class that leaves abstract methods undefined, by their names."""
@@ -114,7 +116,7 @@ class BaseAgent(ABC):
         """Gather this round's data. Collectors that fail are reported in the collection, not raised."""
 
     def resource(self) -> Attributes:
-        """OTel resource attributes of what this instance runs on, identifying ones first. Gathered once, at start."""
+        """OTel resource attributes of what this instance runs on, identifying ones first. Gathered at start."""
         return {}
 
     def machine_id(self) -> str:
@@ -131,6 +133,17 @@ class BaseAgent(ABC):
         the agent meanwhile.
         """
         stopping.wait()
+
+    def close(self) -> None:  # noqa: B027 - a type that opens nothing has nothing to let go of
+        """Let go of what running opened: connections, leases. Called when the instance ends; what runs afterwards opens anew."""
+
+    def successor(self, config: AgentConfig) -> Self:
+        """An agent like this one under another configuration, which takes over while the instance runs (remote configuration).
+
+        Raises:
+            ConfigError: the type cannot work with ``config``.
+        """
+        return type(self)(self.platform_url, self._token, config)
 
     def preflight(self) -> Sequence[Check]:
         """The type's own preflight checks, which ``incident-rca-agent check`` runs after the common ones."""

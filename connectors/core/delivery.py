@@ -68,6 +68,15 @@ class Outbox:
                     return
             self._remember(signal, payload, items)
 
+    def reopen(self, open_spool: Callable[[], Spool]) -> None:
+        """Go on with the same spool under other bounds, as ``open_spool`` opens it."""
+        with self._lock:
+            self._open_spool = open_spool
+            if self._spool is not None:
+                self._spool.close()
+                self._spool = None
+            self._ready()
+
     def peek(self) -> list[Batch]:
         """The oldest batches, those on disk first. Batches in memory have negative numbers."""
         with self._lock:

@@ -130,3 +130,45 @@ class RejectedError(TransportError):
 
     code = "rejected"
     retryable = False
+
+
+class PackageError(ConnectorError):
+    """A package of the agent, or what describes it, is refused."""
+
+    code = "package-refused"
+
+
+class ManifestError(PackageError):
+    """The manifest cannot be read."""
+
+    code = "manifest-malformed"
+
+
+class SignatureError(PackageError):
+    """The manifest was not signed by a key that is trusted here."""
+
+    code = "signature-invalid"
+
+
+class ManifestExpiredError(PackageError):
+    """The manifest has expired."""
+
+    code = "manifest-expired"
+
+
+class ManifestNotYetValidError(PackageError):
+    """By this machine's clock the manifest has not been made yet, so the clock is wrong."""
+
+    code = "manifest-not-yet-valid"
+
+
+class DowngradeError(PackageError):
+    """The manifest's version is lower than the one that is installed."""
+
+    code = "downgrade-refused"
+
+
+class NoMatchingPackageError(PackageError):
+    """No file of the manifest runs on this host; the reason says what each one misses."""
+
+    code = "no-matching-package"

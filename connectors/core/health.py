@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from connectors.core.opamp import Component
 from connectors.core.telemetry import CollectorResult
@@ -19,6 +19,7 @@ class Facts:
     started_at: float
     collect_interval: float
     collectors: tuple[CollectorResult, ...] = ()
+    custom: tuple[CollectorResult, ...] = ()
     collect_reason: str = ""
     last_collection_at: float | None = None
     spool_reason: str = ""
@@ -30,6 +31,10 @@ class Facts:
     watch_reason: str = ""
     loop_reasons: Mapping[str, str] | None = None
     clock_skew: float | None = None
+
+    def renewed(self, collect_interval: float) -> Facts:
+        """Without what was collected and watched: another configuration has taken over."""
+        return replace(self, collect_interval=collect_interval, collectors=(), custom=(), collect_reason="", watch_reason="")
 
 
 def health(facts: Facts, now: float) -> Component:
@@ -56,13 +61,14 @@ def _part(reason: str) -> Component:
 
 
 def _collectors(facts: Facts, now: float) -> Component:
-    inner = {result.name: _part(result.reason) for result in facts.collectors}
+    results = (*facts.collectors, *facts.custom)
+    inner = {result.name: _part(result.reason) for result in results}
     since = facts.last_collection_at or facts.started_at
     reason = facts.collect_reason
     if not reason and now - since > MISSED_COLLECTIONS * facts.collect_interval + 5:
         reason = f"no data was collected for {MISSED_COLLECTIONS} intervals"
     if not reason:
-        reason = "; ".join(f"{result.name}: {result.reason}" for result in facts.collectors if not result.ok)
+        reason = "; ".join(f"{result.name}: {result.reason}" for result in results if not result.ok)
     return Component(not reason, "failing" if reason else "ok", reason, inner)
 
 

@@ -8,23 +8,20 @@ import json
 import logging
 import os
 import re
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
 from connectors.core import log
 from connectors.core.errors import StateError
 from connectors.core.files import move_aside, write_atomically
+from connectors.core.machine import Machine
 from connectors.core.secret import NO_SECRET, Secret
 from connectors.core.telemetry import Event, Severity
 
 _LOG = logging.getLogger(__name__)
-MACHINE_ID_VARIABLE = "AGENT_MACHINE_ID"
-"""Environment variable that names the machine where the operating system's own answer is wrong (containers, pods)."""
 CLONED_EVENT = "irca.agent.identity.cloned"
 QUARANTINED_EVENT = "irca.agent.identity.quarantined"
 IDENTITY_FILE = "identity.json"
@@ -36,11 +33,16 @@ NO_TOKEN = "enrolled"  # noqa: S105 - stands in for a secret and is none
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """This instance: ``instance_id`` is a UUID in text form, ``fingerprint`` tells the machine (64 hexadecimal digits)."""
+    """This instance: ``instance_id`` is a UUID in text form, ``fingerprint`` tells the machine (64 hexadecimal digits) and stays with it.
+
+    ``basis`` and ``marks`` are what the machine was last known by (:class:`~connectors.core.machine.Machine`).
+    """
 
     instance_id: str
     fingerprint: str
     created_at: float
+    basis: str = ""
+    marks: frozenset[str] = frozenset()
 
     @property
     def uid(self) -> bytes:
@@ -53,13 +55,15 @@ class Credential:
     """What this instance shows to the platform: ``current`` is proven, ``candidate`` was offered and is still to be proven.
 
     ``platform_url`` and ``token_digest`` say which platform and which enrolment token it came from: it is never shown to another
-    platform, and a new token (the environment was provisioned again) leads to a new enrolment.
+    platform, and a new token (the environment was provisioned again) leads to a new enrolment. ``copied`` is that of the machine which
+    this one was copied from: good for asking for one of its own, and nothing else.
     """
 
     platform_url: str
     token_digest: str
     current: Secret = NO_SECRET
     candidate: Secret = NO_SECRET
+    copied: Secret = NO_SECRET
 
 
 def uuid7(now: float, entropy: Callable[[int], bytes] = os.urandom) -> str:
@@ -74,23 +78,6 @@ def uuid_text(uid: bytes) -> str:
     """The text form of a UUID's 16 bytes."""
     digits = uid.hex()
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
-def machine_fingerprint(named: str = "", environ: Mapping[str, str] = os.environ, platform: str = sys.platform) -> str:
-    """What tells this machine from others: a SHA-256 in hexadecimal.
-
-    It is taken over the first that is known of: ``AGENT_MACHINE_ID`` in ``environ``; ``named`` (an agent type's own answer); the operating
-    system's machine identity (Linux: machine-id, or a network card's address; macOS: platform UUID; Windows: MachineGuid) together with
-    the host name.
-    """
-    given = environ.get(MACHINE_ID_VARIABLE, "").strip() or named.strip()
-    if given:
-        return _digest("named", given)
-    if platform == "darwin":
-        return _digest("darwin", _macos_platform_uuid() or _network_address(), socket.gethostname())
-    if platform == "win32":
-        return _digest("windows", _windows_machine_guid() or _network_address(), socket.gethostname())
-    return _digest("linux", _linux_machine_id() or _network_address(), socket.gethostname())
 
 
 def token_digest(token: str) -> str:
@@ -114,8 +101,10 @@ class StateDirectory:
             raise StateError(f"the state directory {path} cannot be made: {exc.strerror or exc}") from exc
         self._lock = _lock(path / LOCK_FILE)
 
-    def identity(self, fingerprint: str) -> tuple[Identity, list[Event]]:
+    def identity(self, machine: Machine) -> tuple[Identity, list[Event]]:
         """The identity on disk, or a new one where there is none, it is damaged, or it was copied from another machine.
+
+        One that was written before there were marks is the machine's if its fingerprint is.
 
         Returns:
             The identity and the events that tell about a change of it.
@@ -133,13 +122,17 @@ class StateDirectory:
         except (ValueError, KeyError, TypeError) as exc:
             known = None
             events.append(self._quarantined(path, exc))
-        if known is not None and known.fingerprint == fingerprint:
-            return known, events
+        if known is not None and _is_of(known, machine):
+            current = replace(known, basis=machine.basis, marks=machine.marks)
+            if current != known:
+                with contextlib.suppress(StateError):  # what is on disk still does; a full disk is the spool's to report
+                    self._write_identity(current)
+            return current, events
         now = self._clock()
-        fresh = Identity(uuid7(now), fingerprint, now)
-        self._write(path, {"instance_id": fresh.instance_id, "fingerprint": fresh.fingerprint, "created_at": fresh.created_at})
+        fresh = Identity(uuid7(now), machine.fingerprint, now, machine.basis, machine.marks)
+        self._write_identity(fresh)
         if known is not None:
-            self.forget_credential()  # it belongs to the machine that this one was copied from
+            self._disown_credential()
             log.entry(
                 _LOG,
                 logging.WARNING,
@@ -165,8 +158,7 @@ class StateDirectory:
             StateError: it cannot be written.
         """
         adopted = replace(identity, instance_id=uuid_text(uid))
-        document = {"instance_id": adopted.instance_id, "fingerprint": adopted.fingerprint, "created_at": adopted.created_at}
-        self._write(self.path / IDENTITY_FILE, document)
+        self._write_identity(adopted)
         return adopted
 
     def credential(self, platform_url: str, digest: str) -> Credential:
@@ -188,6 +180,7 @@ class StateDirectory:
                 str(document["token_digest"]),
                 Secret(str(document.get("current", ""))),
                 Secret(str(document.get("candidate", ""))),
+                Secret(str(document.get("copied", ""))),
             )
         except FileNotFoundError:
             return empty
@@ -214,6 +207,7 @@ class StateDirectory:
                 "token_digest": credential.token_digest,
                 "current": credential.current.reveal(),
                 "candidate": credential.candidate.reveal(),
+                **({"copied": credential.copied.reveal()} if credential.copied else {}),
             },
         )
 
@@ -228,9 +222,24 @@ class StateDirectory:
         except OSError as exc:
             raise StateError(f"the credential in {self.path} cannot be removed: {exc.strerror or exc}") from exc
 
+    def _disown_credential(self) -> None:
+        """Keep the credential on disk as that of the machine which this one was copied from; forget it where it cannot be read."""
+        try:
+            document = json.loads((self.path / CREDENTIAL_FILE).read_bytes())
+            secret = Secret(str(document.get("current") or document.get("copied") or ""))
+            copied = Credential(str(document["platform_url"]), str(document["token_digest"]), copied=secret)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self.forget_credential()
+        else:
+            self.keep_credential(copied)
+
     def close(self) -> None:
         """Let the next agent in."""
         self._lock.close()
+
+    def _write_identity(self, identity: Identity) -> None:
+        document = {each.name: getattr(identity, each.name) for each in fields(identity)}
+        self._write(self.path / IDENTITY_FILE, document | {"marks": sorted(identity.marks)})
 
     def _write(self, path: Path, document: Mapping[str, Any]) -> None:
         try:
@@ -259,7 +268,15 @@ def _read_identity(path: Path) -> Identity:
         raise ValueError("instance_id is not a UUID")
     if not (isinstance(fingerprint, str) and re.fullmatch(r"[0-9a-f]{64}", fingerprint)):
         raise ValueError("fingerprint is not a SHA-256 digest")
-    return Identity(instance_id, fingerprint, float(document["created_at"]))
+    marks = frozenset(str(mark) for mark in document.get("marks", ()))
+    return Identity(instance_id, fingerprint, float(document["created_at"]), str(document.get("basis", "")), marks)
+
+
+def _is_of(known: Identity, machine: Machine) -> bool:
+    """Whether the identity belongs to the machine."""
+    if known.fingerprint in (machine.fingerprint, machine.former):
+        return True
+    return machine.is_one_with(known.basis, known.marks)
 
 
 def _lock(path: Path) -> IO[bytes]:
@@ -303,43 +320,3 @@ else:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _linux_machine_id() -> str:
-    for name in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            text = Path(name).read_text("ascii").strip()
-            if re.fullmatch(r"[0-9a-f]{32}", text):
-                return text
-    return ""
-
-
-def _macos_platform_uuid() -> str:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            ["/usr/sbin/ioreg", "-rd1", "-c", "IOPlatformExpertDevice"], capture_output=True, text=True, timeout=5, check=True
-        )
-        if found := re.search(r'"IOPlatformUUID" = "([^"]+)"', done.stdout):
-            return found[1]
-    return ""
-
-
-def _windows_machine_guid() -> str:
-    try:
-        import winreg  # noqa: PLC0415 - only Windows has it
-    except ImportError:
-        return ""
-    opened = winreg.OpenKey(  # type: ignore[attr-defined,unused-ignore]  # typeshed knows it on Windows only
-        winreg.HKEY_LOCAL_MACHINE,  # type: ignore[attr-defined,unused-ignore]  # as above
-        r"SOFTWARE\Microsoft\Cryptography",
-    )
-    with opened as key:  # pragma: no cover - cannot run here
-        return str(winreg.QueryValueEx(key, "MachineGuid")[0])  # type: ignore[attr-defined,unused-ignore]  # as above
-
-
-def _network_address() -> str:
-    """The address of a real network card, or nothing: a random one would make a new machine of every start."""
-    import uuid  # noqa: PLC0415 - only where the better answers are missing
-
-    node = uuid.getnode()
-    return "" if node >> 40 & 1 else f"{node:012x}"

@@ -38,7 +38,7 @@ class Management:
         self.identity = identity
         self._state = state
         self._kept = state.credential(platform_url, token_digest(token.reveal()))
-        self._enrolment = Enrolment(token, self._kept.current, self._kept.candidate)
+        self._enrolment = Enrolment(token, self._kept.current, self._kept.candidate, self._kept.copied)
         self._opamp = OpampClient(identity.uid)
         self._on_credential = on_credential
         self._lock = threading.Lock()
@@ -71,6 +71,7 @@ class Management:
         answers: list[Answer] = []
         with self._lock:
             for _ in range(_ROUNDS):
+                copied = bool(self._enrolment.copied)
                 answer = self._exchange_once(transport, report, now)
                 answers.append(answer)
                 if answer.failed:
@@ -80,7 +81,7 @@ class Management:
                     report = replace(report, identifying={**report.identifying, "service.instance.id": self.identity.instance_id})
                 if answer.credential:
                     self._become(self._enrolment.offered(answer.credential))
-                if not (self._enrolment.candidate or self._opamp.owes_state):
+                if not (self._enrolment.candidate or self._opamp.owes_state or copied):  # without an offer for a copy, the token is next
                     break
         return answers
 
@@ -122,7 +123,7 @@ class Management:
         if enrolment == self._enrolment:
             return
         before, self._enrolment = self._enrolment, enrolment
-        self._kept = replace(self._kept, current=enrolment.current, candidate=enrolment.candidate)
+        self._kept = replace(self._kept, current=enrolment.current, candidate=enrolment.candidate, copied=enrolment.copied)
         try:
             self._state.keep_credential(self._kept)
         except StateError as exc:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from connectors.core import wire
@@ -23,17 +23,21 @@ class Capability(enum.IntFlag):
     """The protocol's capability bits that this agent may set."""
 
     REPORTS_STATUS = 0x1
+    ACCEPTS_REMOTE_CONFIG = 0x2
     REPORTS_EFFECTIVE_CONFIG = 0x4
     ACCEPTS_OPAMP_CONNECTION_SETTINGS = 0x100
     REPORTS_HEALTH = 0x800
+    REPORTS_REMOTE_CONFIG = 0x1000
     REPORTS_HEARTBEAT = 0x2000
 
 
 CAPABILITIES = (
     Capability.REPORTS_STATUS
+    | Capability.ACCEPTS_REMOTE_CONFIG
     | Capability.REPORTS_EFFECTIVE_CONFIG
     | Capability.ACCEPTS_OPAMP_CONNECTION_SETTINGS
     | Capability.REPORTS_HEALTH
+    | Capability.REPORTS_REMOTE_CONFIG
     | Capability.REPORTS_HEARTBEAT
 )
 
@@ -48,6 +52,32 @@ class Component:
     components: Mapping[str, Component] = field(default_factory=dict)
 
 
+class ConfigState(enum.IntEnum):
+    """How remote configuration fares, as the protocol numbers it."""
+
+    UNSET = 0
+    APPLIED = 1
+    APPLYING = 2
+    FAILED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigStatus:
+    """The remote configuration that was last offered, by its hash, and how it fares; ``reason`` says why it failed."""
+
+    hash: bytes = b""
+    state: ConfigState = ConfigState.UNSET
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigOffer:
+    """Remote configuration as offered: its hash, and its files by name."""
+
+    hash: bytes
+    files: Mapping[str, bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """All that the platform should know of this instance at one time."""
@@ -57,6 +87,7 @@ class Report:
     effective_config: Mapping[str, Any]
     health: Component
     started_at: float
+    remote_config: ConfigStatus = ConfigStatus()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +101,7 @@ class Answer:
     failed: bool = False
     failure: str = ""
     retry_after: float | None = None
+    remote_config: ConfigOffer | None = None
 
 
 class OpampClient:
@@ -92,6 +124,8 @@ class OpampClient:
             "health": _health(report.health, report.started_at, 0.0),
             "effective_config": _effective_config(report.effective_config),
         }
+        if report.remote_config.state:
+            self._offered["remote_config_status"] = _config_status(report.remote_config)
         changed = {name for name, content in self._offered.items() if self._known.get(name) != content}
         parts = [wire.data(1, self._uid), wire.integer(2, self._next())]
         if "agent_description" in changed:
@@ -101,6 +135,8 @@ class OpampClient:
             parts.append(wire.message(5, _health(report.health, report.started_at, now)))
         if "effective_config" in changed:
             parts.append(wire.message(6, self._offered["effective_config"]))
+        if "remote_config_status" in changed:
+            parts.append(wire.message(7, self._offered["remote_config_status"]))
         return b"".join(parts)
 
     def goodbye(self) -> bytes:
@@ -124,6 +160,7 @@ class OpampClient:
             new_uid=self._new_uid(_last(_last(blobs, 8), 1)),
             heartbeat_interval=min(max(interval, MIN_HEARTBEAT_INTERVAL), MAX_HEARTBEAT_INTERVAL) if interval else None,
             destination=_last(offer, 1).decode(errors="replace"),
+            remote_config=_config_offer(blobs[3][-1]) if 3 in blobs else None,  # noqa: PLR2004 - the field's number
         )
         self._known = dict(self._offered)
         if answer.new_uid:
@@ -165,6 +202,7 @@ class Standing(enum.Enum):
     TOKEN = "enrolment token"  # noqa: S105 - its name, not its value
     CURRENT = "credential"
     CANDIDATE = "new credential"
+    COPIED = "credential of the machine that this one was copied from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +210,23 @@ class Enrolment:
     """Which secrets this instance holds, and how exchanges change that. Every change is a new value; the caller keeps it on disk.
 
     First contact shows the token; the answer offers a credential, which stays a candidate until an exchange under it succeeded. Then it
-    is current, and the token is not shown again unless the platform refuses the credential.
+    is current, and the token is not shown again unless the platform refuses the credential. A machine whose disk was ``copied`` from an
+    enrolled one shows the original's credential once, under its own identity, and is given one of its own.
     """
 
     token: Secret
     current: Secret = NO_SECRET
     candidate: Secret = NO_SECRET
+    copied: Secret = NO_SECRET
 
     def attempts(self) -> list[tuple[Standing, Secret]]:
         """The secrets to try in an exchange, in order; the next is for when the one before was refused."""
-        order = [(Standing.CANDIDATE, self.candidate), (Standing.CURRENT, self.current), (Standing.TOKEN, self.token)]
+        order = [
+            (Standing.CANDIDATE, self.candidate),
+            (Standing.CURRENT, self.current),
+            (Standing.COPIED, self.copied),
+            (Standing.TOKEN, self.token),
+        ]
         return [(standing, secret) for standing, secret in order if secret]
 
     def offered(self, credential: Secret) -> Enrolment:
@@ -191,11 +236,15 @@ class Enrolment:
         return Enrolment(self.token, self.current, credential)
 
     def accepted(self, standing: Standing) -> Enrolment:
-        """An exchange under that secret succeeded: a candidate becomes current."""
+        """An exchange under that secret succeeded: a candidate becomes current, and a copy has done what it is good for."""
+        if standing is Standing.COPIED:
+            return replace(self, copied=NO_SECRET)
         return Enrolment(self.token, self.candidate) if standing is Standing.CANDIDATE else self
 
     def refused(self, standing: Standing) -> Enrolment:
-        """The platform refused that secret. A candidate is dropped; the current credential is kept, for it may be restored."""
+        """The platform refused that secret. A candidate and a copy are dropped; the current one is kept, for it may be restored."""
+        if standing is Standing.COPIED:
+            return self.accepted(standing)
         return Enrolment(self.token, self.current) if standing is Standing.CANDIDATE else self
 
 
@@ -218,6 +267,16 @@ def _bearer(headers: bytes) -> Secret:
 def _effective_config(config: Mapping[str, Any]) -> bytes:
     file = wire.data(1, json.dumps(config, sort_keys=True, default=dict).encode()) + wire.text(2, "application/json")
     return wire.message(1, wire.message(1, wire.text(1, CONFIG_FILE_NAME) + wire.message(2, file)))
+
+
+def _config_status(status: ConfigStatus) -> bytes:
+    return wire.data(1, status.hash) + wire.integer(2, status.state) + wire.text(3, status.reason)
+
+
+def _config_offer(content: bytes) -> ConfigOffer:
+    entries = wire.blobs(_last(content, 1)).get(1, [])
+    files = {_last(entry, 1).decode(errors="replace"): _last(_last(entry, 2), 1) for entry in entries}
+    return ConfigOffer(_last(content, 2), files)
 
 
 def _health(component: Component, started_at: float, now: float) -> bytes:

@@ -56,6 +56,11 @@ class Runner:
         """The first loop that died for good, if one did."""
         return self._failure
 
+    @property
+    def alive(self) -> bool:
+        """Whether every loop's thread is."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def add(self, name: str, loop: Callable[[threading.Event], None]) -> None:
         """Supervise ``loop`` under ``name`` once :meth:`start` is called."""
         self._loops.append((name, loop))

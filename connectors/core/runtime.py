@@ -9,29 +9,38 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from connectors._version import __version__
 from connectors.core import log
-from connectors.core.backoff import Backoff, around, unit_random
+from connectors.core.backoff import Backoff, around, next_round, unit_random
 from connectors.core.collector import describe_failure
 from connectors.core.delivery import Outbox, Sender
 from connectors.core.errors import AuthenticationError, TransportError
-from connectors.core.health import Facts, health, reasons
-from connectors.core.identity import StateDirectory, machine_fingerprint
+from connectors.core.generation import COLLECT, CUSTOM, Generation, check_successor, make_intake
+from connectors.core.health import Facts, health
+from connectors.core.identity import StateDirectory
+from connectors.core.machine import this_machine
 from connectors.core.management import Management
+from connectors.core.notify import Notifier
 from connectors.core.opamp import Component, Report
 from connectors.core.own_metrics import own_metrics, with_own_metrics
-from connectors.core.runner import Runner
+from connectors.core.remote_config import RemoteConfig
+from connectors.core.runner import Failure, Runner
+from connectors.core.self_report import report_of, status_of
+from connectors.core.signals import received_signals
 from connectors.core.spool import Spool
-from connectors.core.status import AgentStatus, SpoolStatus, write_status
-from connectors.core.telemetry import SCOPE_NAME, Attributes, Collection, Event, event_payloads, metric_payloads
+from connectors.core.status import AgentStatus, write_status
+from connectors.core.telemetry import SCOPE_NAME, Attributes, Collection, CollectorResult, Event, event_payloads, metric_payloads
 from connectors.core.transport import Transport
 
 if TYPE_CHECKING:
+    from connectors.core.agent_config import AgentConfig
     from connectors.core.base_agent import BaseAgent
+    from connectors.core.ledger import Signal
+    from connectors.core.opamp import ConfigOffer
 
 _LOG = logging.getLogger(__name__)
 SPOOL_FILE = "spool.db"
@@ -43,6 +52,8 @@ _POLL = 1.0
 _EVENT_PAUSE = 1.0
 _MAX_BUFFERED_EVENTS = 500
 _MIN_HEARTBEAT_PAUSE = 1.0
+_STUCK_AFTER = 300.0
+"""Seconds (and five intervals at least) after which a collection that does not end is a hang, and the watchdog is let run out."""
 
 
 class Runtime:
@@ -64,6 +75,7 @@ class Runtime:
         self._agent = agent
         self._clock = clock
         self._random = random
+        self._environ = environ
         self._config = agent.config
         self._state = StateDirectory(agent.state_dir, clock)
         try:
@@ -73,16 +85,25 @@ class Runtime:
             raise
 
     def _open(self, environ: Mapping[str, str]) -> None:
-        agent, config, clock = self._agent, self._config, self._clock
+        clock = self._clock
         self._lock = threading.RLock()
+        self._remote = RemoteConfig(self._state.path, self._config, check_successor(self._agent, environ), clock)
+        self._wanted: AgentConfig | None = None
+        self._generation: Generation | None = None
+        if (config := self._remote.begin()) != self._config:
+            self._agent, configured = self._agent.successor(config), self._agent
+            configured.close()
+            self._config = config
+        agent = self._agent
         self._facts = Facts(clock(), config.collect_interval)
         self._told = self._announced = Component()
         self._interval = config.heartbeat_interval
+        self._notifier = Notifier.from_environment(environ, time.monotonic)
+        self._collected = time.monotonic()
         self._wake_send, self._retry_send, self._wake_heartbeat = threading.Event(), threading.Event(), threading.Event()
         self._wake_events = threading.Event()
         self._events: list[Event] = []
-        self._fingerprint = machine_fingerprint(agent.machine_id(), environ)
-        identity, events = self._state.identity(self._fingerprint)
+        identity, events = self._state.identity(this_machine(agent.machine_id(), environ))
         self._host: Attributes = dict(agent.resource())
         self._management = Management(self._state, identity, agent.platform_url, agent._token, self._credential_changed)  # noqa: SLF001 - the runtime is the agent's other half
         self._transport = Transport(
@@ -94,7 +115,8 @@ class Runtime:
             clock=clock,
         )
         path = self._state.path / SPOOL_FILE
-        self._outbox = Outbox(lambda: Spool(path, config.spool_max_bytes, config.spool_max_age, clock), clock)
+        self._open_spool = lambda: Spool(path, self._config.spool_max_bytes, self._config.spool_max_age, clock)
+        self._outbox = Outbox(self._open_spool, clock)
         self._sender = Sender(self._outbox, self._transport, self._resource(), clock)
         self._note(enrolled=self._management.enrolled, spool_reason=self._outbox.reason)
         self._append_events(events)
@@ -121,25 +143,7 @@ class Runtime:
         """What the status file says."""
         with self._lock:
             facts, now = self._facts, self._clock()
-        component = health(facts, now)
-        return AgentStatus(
-            pid=os.getpid(),
-            version=__version__,
-            agent_type=self._agent.agent_type,
-            instance_id=self.instance_id,
-            platform_url=self._agent.platform_url,
-            state="healthy" if component.healthy else "degraded",
-            reasons=reasons(component),
-            started_at=facts.started_at,
-            written_at=now,
-            enrolled=facts.enrolled,
-            last_collection_at=facts.last_collection_at,
-            last_send_at=facts.last_send_at,
-            last_heartbeat_at=facts.last_heartbeat_at,
-            heartbeat_interval=self._interval,
-            clock_skew=facts.clock_skew,
-            spool=SpoolStatus.of(self._outbox.statistics()),
-        )
+        return status_of(self._agent, self.instance_id, facts, self._interval, self._outbox.statistics(), now)
 
     def run(self, stopping: threading.Event | None = None) -> int:
         """Run every loop until a signal or ``stopping``; then flush what fits in 10 s and say goodbye. 0, or 1 when a loop died."""
@@ -159,15 +163,18 @@ class Runtime:
         runner = Runner(stopping, self._random, self._loop_changed)
         for name, loop in self._loops():
             runner.add(name, loop)
-        with _signals() as signals:
+        with received_signals() as signals:
             runner.start()
-            self._wait(stopping, signals)
+            self._begin(self._agent)
+            self._notifier.ready(self._summary())
+            self._wait(stopping, signals, runner)
             stopping.set()
             self._stop(runner)
-        return 1 if runner.failure else 0
+        return 1 if self._died(runner) else 0
 
     def close(self) -> None:
         """Close what is open and unlock the state directory. What is spooled stays."""
+        self._agent.close()
         self._transport.close()
         self._outbox.close()
         self._state.close()
@@ -175,32 +182,57 @@ class Runtime:
     # Loops, each in a thread of its own.
 
     def _loops(self) -> Iterator[tuple[str, Callable[[threading.Event], None]]]:
-        from connectors.core.base_agent import BaseAgent  # noqa: PLC0415 - the agent's module imports this one
-
-        yield "collect", self._collect_loop
+        """Those of the instance; :meth:`_work` has those that a change of configuration replaces."""
         yield "heartbeat", self._heartbeat_loop
         yield "send", self._send_loop
-        if type(self._agent).watch is not BaseAgent.watch:
-            yield "watch", lambda stopping: self._agent.watch(self._emit, stopping)
+        if self._watches:
             yield "events", self._events_loop
 
-    def _collect_loop(self, stopping: threading.Event) -> None:
-        interval = self._config.collect_interval
+    def _work(self, generation: Generation) -> Iterator[tuple[str, Callable[[threading.Event], None]]]:
+        agent = generation.agent
+        yield "collect", partial(self._collect_loop, generation)
+        if self._watches:
+            yield "watch", lambda stopping: agent.watch(self._emit, stopping)
+        intake = make_intake(
+            agent,
+            append=self._append_payload,
+            tell=lambda event: self._append_events([event]),
+            heard=partial(self._heard_custom, generation),
+            resource=self._resource,
+        )
+        if intake is None:
+            return
+        for source in generation.sources:
+            yield CUSTOM + source.name, partial(source.run, intake)
+
+    @property
+    def _watches(self) -> bool:
+        from connectors.core.base_agent import BaseAgent  # noqa: PLC0415 - the agent's module imports this one
+
+        return type(self._agent).watch is not BaseAgent.watch
+
+    def _collect_loop(self, generation: Generation, stopping: threading.Event) -> None:
+        interval = generation.agent.config.collect_interval
         offset = self._random() * min(1.0, interval / 10)
         while not stopping.is_set():
-            self._collect_once()
+            self._collect_once(generation)
             now = self._clock()
             stopping.wait(next_round(now, interval, offset) - now)
 
-    def _collect_once(self) -> None:
+    def _collect_once(self, generation: Generation) -> None:
+        self._collected = time.monotonic()
         try:
-            collection = self._agent.collect_metrics()
+            collection = generation.agent.collect_metrics()
         except Exception as exc:  # noqa: BLE001 - a type whose gathering fails whole is degraded, not dead
             reason = describe_failure(exc)
             log.entry(_LOG, logging.ERROR, "collect.failed", "nothing could be collected", reason=reason)
-            self._note(collect_reason=reason)
+            generation.heard(COLLECT, (), reason)
+            if generation is self._generation:
+                self._note(collect_reason=reason)
             return
-        self._append(collection)
+        if generation is self._generation:  # else another has taken over while this one gathered
+            self._append(collection)
+            generation.heard(COLLECT, collection.collectors)
 
     def _heartbeat_loop(self, stopping: threading.Event) -> None:
         # Retried no more slowly than it beats: a platform that is back is no busier than usual.
@@ -270,6 +302,21 @@ class Runtime:
         )
         self._wake_send.set()
 
+    def _append_payload(self, signal: Signal, payload: bytes, items: int) -> None:
+        self._outbox.append(signal, payload, items)
+        self._note(spool_reason=self._outbox.reason)
+        self._wake_send.set()
+
+    def _heard_custom(self, generation: Generation, result: CollectorResult) -> None:
+        """How a source of custom metrics fared."""
+        if generation is not self._generation:
+            return
+        with self._lock:
+            others = tuple(known for known in self._facts.custom if known.name != result.name)
+            self._facts = replace(self._facts, custom=tuple(sorted((*others, result), key=lambda each: each.name)))
+        generation.heard(result.name, [result])
+        self._announce()
+
     def _append_events(self, events: list[Event]) -> None:
         if not events:
             return
@@ -280,6 +327,8 @@ class Runtime:
         self._wake_send.set()
 
     def _heartbeat(self) -> TransportError | None:
+        if not all(self._host.get(key) for key in self._agent.needed_resource):
+            self._host = dict(self._agent.resource())
         with self._lock:
             facts, now = self._facts, self._clock()
         # What the platform reads has got through, so a failure of the last heartbeat is no news in this one.
@@ -294,6 +343,8 @@ class Runtime:
         with self._lock:
             self._told = told
             for answer in answers:
+                if answer.remote_config is not None:
+                    self._offered(answer.remote_config)
                 self._interval = answer.heartbeat_interval or self._interval
                 if answer.destination.rstrip("/") not in ("", f"{self._agent.platform_url}/v1/opamp"):
                     log.entry(
@@ -311,16 +362,7 @@ class Runtime:
         return None
 
     def _report(self, told: Component) -> Report:
-        identifying = {
-            "service.name": SCOPE_NAME,
-            "service.instance.id": self.instance_id,
-            "service.version": __version__,
-            "host.id": self._fingerprint,
-        }
-        rest = {key: value for key, value in self._host.items() if key not in identifying}
-        rest |= {"irca.agent.type": self._agent.agent_type, "irca.machine.fingerprint": self._fingerprint}
-        config = {each.name: getattr(self._config, each.name) for each in fields(self._config)}
-        return Report(identifying, rest, {"platform_url": self._agent.platform_url, **config}, told, self._facts.started_at)
+        return report_of(self._agent, self._management.identity, self._host, told, self._facts, self._remote.status)
 
     def _resource(self) -> dict[str, Any]:
         """The agent's own resource: what it runs on, and which instance it is."""
@@ -371,23 +413,94 @@ class Runtime:
         except OSError as exc:
             log.entry(_LOG, logging.DEBUG, "status.write", "the status file could not be written", reason=exc.strerror or str(exc))
 
+    # Configuration.
+
+    def _offered(self, offer: ConfigOffer) -> None:
+        with self._lock:
+            failing = [result.name for result in (*self._facts.collectors, *self._facts.custom) if not result.ok]
+        before = self._remote.status
+        wanted = self._remote.offered(offer, failing)
+        if wanted is not None:
+            with self._lock:
+                self._wanted = wanted
+        if self._remote.status != before:
+            self._wake_heartbeat.set()
+
+    def _reconfigure(self) -> None:
+        """Go on under another configuration, where one waits or the one on trial has failed."""
+        generation = self._generation
+        with self._lock:
+            wanted, self._wanted = self._wanted, None
+        if wanted is None and generation is not None:
+            verdict = generation.verdict(time.monotonic())
+            if verdict is None:
+                return
+            wanted = self._remote.judged(generation.candidate, verdict)
+            self._wake_heartbeat.set()
+        if wanted is not None and generation is not None:
+            self._replace(generation, wanted)
+
+    def _replace(self, generation: Generation, config: AgentConfig) -> None:
+        stuck = generation.stop(_JOIN_WITHIN)
+        if stuck:
+            log.entry(_LOG, logging.WARNING, "config.switch", "some loops still work under the old configuration", loops=",".join(stuck))
+        agent, before = generation.agent.successor(config), self._config
+        generation.agent.close()
+        with self._lock:
+            self._agent, self._config = agent, config
+            self._facts = self._facts.renewed(config.collect_interval)
+        self._transport.timeout = config.request_timeout
+        if config.heartbeat_interval != before.heartbeat_interval:
+            self._interval = config.heartbeat_interval
+        if (config.log_level, config.log_format) != (before.log_level, before.log_format):
+            log.configure(config.log_level, config.log_format)
+        if (config.spool_max_bytes, config.spool_max_age) != (before.spool_max_bytes, before.spool_max_age):
+            self._outbox.reopen(self._open_spool)
+        self._host = dict(agent.resource())
+        self._begin(agent)
+
+    def _begin(self, agent: BaseAgent) -> None:
+        self._collected = time.monotonic()
+        self._generation = generation = Generation(agent, self._remote.candidate, self._environ)
+        generation.start(self._work(generation), self._random, self._loop_changed, time.monotonic())
+
+    def _died(self, runner: Runner) -> Failure | None:
+        """The loop that died for good, if one did."""
+        return runner.failure or (self._generation.failure if self._generation else None)
+
     # The end.
 
-    def _wait(self, stopping: threading.Event, signals: queue.SimpleQueue[int]) -> None:
+    def _wait(self, stopping: threading.Event, signals: queue.SimpleQueue[int], runner: Runner) -> None:
         while not stopping.is_set():
             try:
                 number = signals.get(timeout=_POLL)
             except queue.Empty:
                 self._announce()  # time alone can change it
+                self._reconfigure()
+                if self._died(runner):
+                    return
+                working = runner.alive and self._generation is not None and self._generation.alive
+                if working and time.monotonic() - self._collected < max(_STUCK_AFTER, 5 * self._config.collect_interval):
+                    self._notifier.alive(self._summary())
                 continue
             log.entry(_LOG, logging.INFO, "agent.stop", "told to stop", signal=signal.Signals(number).name)
             return
 
+    def _summary(self) -> str:
+        """How this instance is, in one line for the service manager."""
+        with self._lock:
+            announced = self._announced
+        return announced.status + (f": {announced.reason}" if announced.reason else "")
+
     def _stop(self, runner: Runner) -> None:
+        self._notifier.stopping("flushing what is spooled")
         deadline = time.monotonic() + STOP_WITHIN
         for event in (self._wake_send, self._retry_send, self._wake_heartbeat, self._wake_events):
             event.set()
+        if self._generation:
+            self._generation.stopping.set()
         stuck = runner.join(_JOIN_WITHIN)
+        stuck += self._generation.stop(_JOIN_WITHIN / 2) if self._generation else []
         if stuck:
             log.entry(_LOG, logging.WARNING, "agent.stop", "some loops are still busy", loops=",".join(stuck))
         self._flush_events()
@@ -400,7 +513,7 @@ class Runtime:
                 self._management.goodbye(self._transport)
             except TransportError as exc:
                 log.entry(_LOG, logging.INFO, "agent.goodbye", "the platform could not be told", reason=exc.reason)
-        failure = runner.failure
+        failure = self._died(runner)
         left = self._outbox.statistics()
         stopped = replace(self.status(), state="stopped")
         if failure:
@@ -408,28 +521,3 @@ class Runtime:
         self._write_status(stopped)
         log.entry(_LOG, logging.INFO, "agent.stopped", "the agent stopped", batches_left=left.batches)
         self.close()
-
-
-def next_round(now: float, interval: float, offset: float) -> float:
-    """When the next collection is due: at a multiple of ``interval`` plus ``offset``, no sooner than half an interval from ``now``."""
-    earliest = now + interval / 2
-    rounds = -(-(earliest - offset) // interval)
-    return rounds * interval + offset
-
-
-@contextmanager
-def _signals() -> Iterator[queue.SimpleQueue[int]]:
-    """SIGTERM and SIGINT as numbers in a queue, while the block runs. Only the main thread can have them; elsewhere none come.
-
-    A queue, for setting an event inside a handler can deadlock with the wait that the handler interrupted.
-    """
-    received: queue.SimpleQueue[int] = queue.SimpleQueue()
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, lambda number, _frame: received.put(number)) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -126,12 +126,7 @@ def encode_metrics(collection: Collection) -> bytes:
     Every point carries the collection's time, so that the layout of two rounds of the same shape is byte for byte the same but for
     times and values: the platform recognises such a layout without parsing it again.
     """
-    request = []
-    for gathered in collection.resources:
-        if gathered.metrics:
-            metrics = [wire.message(2, _metric(metric, collection.time_unix_nano)) for metric in gathered.metrics]
-            request.append(_of_resource(gathered.resource, b"".join(metrics)))
-    return b"".join(request)
+    return b"".join([_resource_metrics(r.resource, r.metrics, collection.time_unix_nano) for r in collection.resources if r.metrics])
 
 
 def encode_events(events: Iterable[Event], observed_time_unix_nano: int) -> bytes:
@@ -146,19 +141,22 @@ def encode_events(events: Iterable[Event], observed_time_unix_nano: int) -> byte
 
 
 def metric_payloads(collection: Collection, max_bytes: int) -> Iterator[tuple[bytes, int]]:
-    """:func:`encode_metrics` in as many requests as keep each at ``max_bytes`` or below, with the data points of each.
+    """:func:`encode_metrics` in as few requests as keep each at ``max_bytes`` or below, with the data points of each.
 
-    A single point that is larger goes out alone: the platform decides about it.
+    Each resource is encoded once and stays whole where it fits. A single point that is larger goes out alone: the platform decides.
     """
-    points = collection.point_count
-    if not points:
-        return
-    payload = encode_metrics(collection)
-    if len(payload) <= max_bytes or points == 1:
-        yield payload, points
-        return
-    for half in _halves(collection.resources):
-        yield from metric_payloads(Collection(collection.time_unix_nano, half), max_bytes)
+    packed: list[bytes] = []
+    size = points = 0
+    for resource in collection.resources:
+        for part, count in _resource_payloads(resource, collection.time_unix_nano, max_bytes):
+            if packed and size + len(part) > max_bytes:
+                yield b"".join(packed), points
+                packed, size, points = [], 0, 0
+            packed.append(part)
+            size += len(part)
+            points += count
+    if packed:
+        yield b"".join(packed), points
 
 
 def event_payloads(events: Sequence[Event], observed_time_unix_nano: int, max_bytes: int) -> Iterator[tuple[bytes, int]]:
@@ -177,24 +175,28 @@ def event_payloads(events: Sequence[Event], observed_time_unix_nano: int, max_by
     yield from event_payloads(events[middle:], observed_time_unix_nano, max_bytes)
 
 
-def _halves(resources: Sequence[ResourceMetrics]) -> Iterator[list[ResourceMetrics]]:
-    """Two halves of about as many resources, or metrics, or points, whichever there are several of."""
-    resources = [r for r in resources if any(m.points for m in r.metrics)]
-    if len(resources) > 1:
-        middle = len(resources) // 2
-        yield list(resources[:middle])
-        yield list(resources[middle:])
+def _resource_payloads(gathered: ResourceMetrics, time_unix_nano: int, max_bytes: int) -> Iterator[tuple[bytes, int]]:
+    """A resource's metrics, encoded whole where they fit, else by halves of its metrics or of its only metric's points."""
+    metrics = [metric for metric in gathered.metrics if metric.points]
+    points = sum(len(metric.points) for metric in metrics)
+    if not points:
         return
-    resource = resources[0].resource
-    metrics = [m for m in resources[0].metrics if m.points]
+    encoded = _resource_metrics(gathered.resource, gathered.metrics, time_unix_nano)
+    if len(encoded) <= max_bytes or points == 1:
+        yield encoded, points
+        return
     if len(metrics) > 1:
         middle = len(metrics) // 2
-        yield [ResourceMetrics(resource, metrics[:middle])]
-        yield [ResourceMetrics(resource, metrics[middle:])]
-        return
-    metric, middle = metrics[0], len(metrics[0].points) // 2
-    yield [ResourceMetrics(resource, [replace(metric, points=metric.points[:middle])])]
-    yield [ResourceMetrics(resource, [replace(metric, points=metric.points[middle:])])]
+        halves = [metrics[:middle], metrics[middle:]]
+    else:
+        metric, middle = metrics[0], points // 2
+        halves = [[replace(metric, points=metric.points[:middle])], [replace(metric, points=metric.points[middle:])]]
+    for half in halves:
+        yield from _resource_payloads(ResourceMetrics(gathered.resource, half), time_unix_nano, max_bytes)
+
+
+def _resource_metrics(resource: Attributes, metrics: Sequence[Metric], time_unix_nano: int) -> bytes:
+    return _of_resource(resource, b"".join([wire.message(2, _metric(metric, time_unix_nano)) for metric in metrics]))
 
 
 def _of_resource(resource: Attributes, content: bytes) -> bytes:

@@ -57,7 +57,7 @@ class Transport:
         """Seconds that this machine's clock is ahead of the platform's, from the last answer's ``Date``; None before the first."""
         self._bearer = bearer
         self._clock = clock
-        self._timeout = timeout
+        self.timeout = timeout
         self._deadline = math.inf
         origin = Origin(platform_url, proxy_for(platform_url, environ), ca_file)
         self._channels: dict[Channel, Connection] = {"data": Connection(origin), "management": Connection(origin)}
@@ -137,7 +137,7 @@ class Transport:
             channel.close()
 
     def _until(self) -> float:
-        return min(time.monotonic() + self._timeout, self._deadline)
+        return min(time.monotonic() + self.timeout, self._deadline)
 
     def _note_date(self, date: str | None, begun: float, ended: float) -> None:
         if date and 0 <= ended - begun <= 10:  # noqa: PLR2004 - a slower answer says too little about the time

@@ -1,0 +1,1 @@
+"""Custom metrics: what an agent takes from commands, Prometheus endpoints and OTLP clients beside what its type collects."""
