@@ -1,18 +1,31 @@
-"""The server agent's resident memory and CPU a minute, with TLS and spool at a 10 s interval, beside node_exporter scraped as often."""
+"""The server agent's resident memory and CPU a minute, with TLS and spool at a 10 s interval, beside others of its kind in one window.
+
+The agent runs as a host has it: from the platform's bundle, with all default collectors and change watchers. Beside it run, where they are
+installed: node_exporter and glances, asked every 10 s, and netdata, collecting every 10 s. None of them pushes, spools or encrypts.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import ssl
+import subprocess
+import sys
+import tarfile
 import tempfile
 import time
 import urllib.request
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
 from ingest import KEY, platform, provision
-from processes import PYTHON, Measured, answers, free_port, peer, running, wait_for
+from processes import Measured, answers, free_port, peer, running, wait_for
+
+from app.releases.build import own_bundle
 
 
 @dataclass
@@ -24,8 +37,8 @@ class Footprint:
     first_data_s: float = 0.0
 
 
-def measure(window: float = 60.0) -> tuple[Footprint, Footprint | None]:
-    """Our agent and node_exporter (None where it is not installed), side by side in one window."""
+def measure(window: float = 60.0) -> tuple[Footprint, dict[str, Footprint]]:
+    """Our agent, and the others by name, side by side in one window."""
     folder, port = Path(tempfile.mkdtemp(prefix="irca-bench-")), free_port()
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
@@ -34,8 +47,6 @@ def measure(window: float = 60.0) -> tuple[Footprint, Footprint | None]:
     authority.cert_pem.write_to_path(folder / "ca.pem")
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     argv, env = platform(port, folder, IRCA_TLS_CERTIFICATE=str(folder / "chain.pem"), IRCA_TLS_KEY=str(folder / "key.pem"))
-    exporter = peer("prometheus-node-exporter", "node_exporter")
-    exporter_port = free_port()
     with running(argv, env, folder):
         wait_for(lambda: answers(f"https://localhost:{port}/readyz", context), "start of the platform")
         token = provision(port, "bench", "https", context)
@@ -44,31 +55,75 @@ def measure(window: float = 60.0) -> tuple[Footprint, Footprint | None]:
             "AGENT_TOKEN": token,
             "CA_FILE": str(folder / "ca.pem"),
             "STATE_DIR": str(folder / "agent"),
-            "PYTHONPATH": env["PYTHONPATH"],
+            "MALLOC_ARENA_MAX": "1",  # as the unit has it
         }
+        python = installed(folder / "installed")
         with running(
-            [PYTHON, "-m", "connectors.cli", "check", "--type", "server"], {**agent_env, "STATE_DIR": str(folder / "warm")}, folder
+            [python, "-m", "connectors.cli", "check", "--type", "server"], {**agent_env, "STATE_DIR": str(folder / "warm")}, folder
         ) as warm:
             warm.popen.wait(60)  # files in the page cache and bytecode, as on a machine where it was installed
         started = time.monotonic()
-        with running([PYTHON, "-m", "connectors.cli", "run", "--type", "server"], agent_env, folder / "") as agent:
+        with running([python, "-m", "connectors.cli", "run", "--type", "server"], agent_env, folder) as agent:
             wait_for(lambda: _has_data(port, context), "arrival of first data")
             first = time.monotonic() - started
-            if exporter is None:
-                return Footprint(*_window([agent], window, None)[0], first), None
-            with running([exporter, f"--web.listen-address=127.0.0.1:{exporter_port}"], folder=folder) as rival:
-                wait_for(lambda: answers(f"http://127.0.0.1:{exporter_port}/metrics"), "start of node_exporter")
-                mine, theirs = _window([agent, rival], window, f"http://127.0.0.1:{exporter_port}/metrics")
-                return Footprint(*mine, first), Footprint(*theirs)
+            with contextlib.ExitStack() as stack:
+                others = dict(_others(stack, folder))
+                window_of = _window([agent, *(other for other, _ in others.values())], window, [url for _, url in others.values() if url])
+            mine, *theirs = window_of
+            return Footprint(*mine, first), {name: Footprint(*figures) for name, figures in zip(others, theirs, strict=True)}
 
 
-def _window(measured: list[Measured], seconds: float, scrape: str | None) -> list[tuple[float, float]]:
+def installed(directory: Path) -> str:
+    """The interpreter of an environment made as the install script makes it: the bundle's wheels, unpacked, and nothing else."""
+    subprocess.run([sys._base_executable, "-m", "venv", "--without-pip", str(directory)], check=True, timeout=120)  # noqa: SLF001 - the interpreter behind this environment's
+    packages = next(directory.glob("lib/python3*/site-packages"))
+    with tarfile.open(fileobj=io.BytesIO(own_bundle()[1])) as bundle:
+        for member in bundle.getmembers():
+            if content := bundle.extractfile(member):
+                zipfile.ZipFile(io.BytesIO(content.read())).extractall(packages)
+    return str(directory / "bin" / "python")
+
+
+def _others(stack: contextlib.ExitStack, folder: Path) -> Iterator[tuple[str, tuple[Measured, str]]]:
+    """Each peer that is installed, running, with the address that is to be asked every 10 s (empty: it collects by itself)."""
+    if exporter := peer("prometheus-node-exporter", "node_exporter"):
+        port = free_port()
+        process = stack.enter_context(running([exporter, f"--web.listen-address=127.0.0.1:{port}"], folder=folder))
+        url = f"http://127.0.0.1:{port}/metrics"
+        wait_for(lambda: answers(url), "start of node_exporter")
+        yield "node_exporter", (process, url)
+    if glances := peer("glances"):
+        port = free_port()
+        argv = [glances, "-w", "--disable-webui", "-B", "127.0.0.1", "-p", str(port), "-t", "10", "--disable-check-update"]
+        process = stack.enter_context(running(argv, folder=folder))
+        url = f"http://127.0.0.1:{port}/api/4/all"
+        wait_for(lambda: answers(url), "start of glances")
+        yield "glances", (process, url)
+    if netdata := peer("netdata"):
+        home, port = folder / "netdata", free_port()
+        for name in ("cache", "lib", "log", "run"):
+            (home / name).mkdir(parents=True)
+        configuration = home / "netdata.conf"
+        directories = "\n".join(f"    {name} = {home / part}" for name, part in (("cache", "cache"), ("lib", "lib"), ("log", "log")))
+        configuration.write_text(
+            f"[global]\n    run as user = root\n[db]\n    mode = ram\n    update every = 10\n[directories]\n{directories}\n"
+            f"[web]\n    bind to = 127.0.0.1:{port}\n[ml]\n    enabled = no\n"
+        )
+        environment = {"NETDATA_LISTENER_PORT": str(port), "NETDATA_PIPENAME": str(home / "run" / "pipe")}
+        process = stack.enter_context(
+            running([netdata, "-D", "-c", str(configuration), "-P", str(home / "run" / "pid")], environment, folder)
+        )
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/api/v1/info"), "start of netdata")
+        yield "netdata", (process, "")
+
+
+def _window(measured: list[Measured], seconds: float, asked: list[str]) -> list[tuple[float, float]]:
     time.sleep(10)  # warm
     before = [m.cpu_seconds() for m in measured]
     begun = time.monotonic()
     while time.monotonic() - begun < seconds:
-        if scrape:
-            answers(scrape)
+        for url in asked:
+            answers(url)
         time.sleep(10)
     spent = time.monotonic() - begun
     return [(m.rss_mb(), (m.cpu_seconds() - b) / spent * 60) for m, b in zip(measured, before, strict=True)]
@@ -83,7 +138,7 @@ def _has_data(port: int, context: ssl.SSLContext) -> bool:
 
 
 if __name__ == "__main__":
-    mine, theirs = measure()
+    mine, others = measure()
     print(f"server agent: {mine.rss_mb:.1f} MB, {mine.cpu_s_per_min:.3f} CPU s/min, first data after {mine.first_data_s:.2f} s")
-    if theirs:
-        print(f"node_exporter: {theirs.rss_mb:.1f} MB, {theirs.cpu_s_per_min:.3f} CPU s/min")
+    for name, figures in others.items():
+        print(f"{name}: {figures.rss_mb:.1f} MB, {figures.cpu_s_per_min:.3f} CPU s/min")

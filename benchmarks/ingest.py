@@ -134,9 +134,9 @@ def send(port: int, path: str, work: list[tuple[list[bytes], dict[str, str]]], c
             done.result()
 
 
-def provision(port: int, name: str, scheme: str = "http", context: object = None) -> str:
+def provision(port: int, name: str, scheme: str = "http", context: object = None, agent_type: str = "server") -> str:
     """A new agent's token."""
-    body = json.dumps({"agent_type": "server", "environment_name": name}).encode()
+    body = json.dumps({"agent_type": agent_type, "environment_name": name}).encode()
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     request = urllib.request.Request(f"{scheme}://localhost:{port}/api/v1/agent/provision", body, headers)
     with urllib.request.urlopen(request, timeout=30, context=context) as response:

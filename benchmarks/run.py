@@ -1,6 +1,7 @@
 """`make bench`: the first rows of the budgets, from one run, ours beside the rivals that are installed.
 
-Rivals are found on the path: Debian's ``prometheus-node-exporter`` and ``victoria-metrics``; without them their columns say so. Compare
+Rivals are found on the path: Debian's ``prometheus-node-exporter``, ``netdata`` and ``victoria-metrics``, PyPI's ``glances[web]``; a
+column without its rival says so. Compare
 ratios, not absolute figures: machines differ, and neighbours make noise.
 """
 
@@ -10,6 +11,7 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,9 @@ import agent_footprint  # noqa: E402 - the path above comes first
 import docker_collect  # noqa: E402
 import heartbeats  # noqa: E402
 import ingest  # noqa: E402
+import kubernetes  # noqa: E402
 import store_density  # noqa: E402
+from agent_footprint import Footprint  # noqa: E402
 
 
 @dataclass
@@ -40,6 +44,13 @@ class Line:
         return f"{self.what:<58} {self.ours:>10.3f}  {sign} {self.bound:<9.2f} {'kept' if kept else 'NOT YET':<8} {self.rival}"
 
 
+def rivals(others: Mapping[str, Footprint], figure: Callable[[Footprint], float], ours: float) -> str:
+    """Every other's figure and our ratio to it."""
+    found = [rival(name, figure(other), ours) for name, other in others.items()]
+    missing = [name for name in ("node_exporter", "glances", "netdata") if name not in others]
+    return "; ".join([*found, *(f"{name} is not installed" for name in missing)])
+
+
 def rival(name: str, figure: float | None, ours: float) -> str:
     """The rival's figure and our ratio to it."""
     return f"{name} {figure:.3f}, ratio {ours / figure:.2f}" if figure else f"{name} is not installed"
@@ -57,13 +68,13 @@ def main() -> None:
         print(line.text(), flush=True)
 
     print(f"{'what':<58} {'ours':>10}  {'required':<12} {'':<8} beside it in this run")
-    mine, exporter = agent_footprint.measure(20 if quick else 60)
+    mine, others = agent_footprint.measure(20 if quick else 60)
     add(
         Line(
             "server agent, TLS and spool, 10 s: resident MB",
             mine.rss_mb,
             30,
-            rival=rival("node_exporter", exporter and exporter.rss_mb, mine.rss_mb),
+            rival=rivals(others, lambda o: o.rss_mb, mine.rss_mb),
         )
     )
     add(
@@ -71,7 +82,7 @@ def main() -> None:
             "  its CPU seconds a minute",
             mine.cpu_s_per_min,
             0.10,
-            rival=rival("node_exporter", exporter and exporter.cpu_s_per_min, mine.cpu_s_per_min),
+            rival=rivals(others, lambda o: o.cpu_s_per_min, mine.cpu_s_per_min),
         )
     )
     add(Line("  seconds from start to first data on the platform", mine.first_data_s, 1.0))
@@ -86,6 +97,12 @@ def main() -> None:
     stored = sum(density[f"{part} bytes a sample"] for part in ("chunk", "rollup", "index"))
     add(Line("bytes a sample once sealed, rollups and index included", stored, 2.0))
     add(Line("a series over 24 h from the store, without HTTP: median ms", density["24 h of one series, median ms"], 10.0))
+    docker_rows(add)
+    kubernetes_rows(add, quick)
+
+
+def docker_rows(add: Callable[[Line], None]) -> None:
+    """The docker agent's rows, or why there are none."""
     if not (os.environ.get("IRCA_BENCH_IMAGE") or os.environ.get("IRCA_TEST_BASE_IMAGE")):
         print("docker agent at 50 containers: not measured; needs an engine and IRCA_BENCH_IMAGE or IRCA_TEST_BASE_IMAGE")
         return
@@ -97,6 +114,24 @@ def main() -> None:
             docker.round_s,
             10,
             rival=f"its CPU {docker.agent_cpu_ms:.0f} ms, the engine's {docker.engine_cpu_ms or 0:.0f} ms",
+        )
+    )
+
+
+def kubernetes_rows(add: Callable[[Line], None], quick: bool) -> None:
+    """The kubernetes agent's rows, or why there are none."""
+    if why := kubernetes.missing():
+        print(f"kubernetes agent at 1,000 pods: not measured; {why}")
+        return
+    found = kubernetes.measure(1000, 30 if quick else 300)
+    add(Line("kubernetes agent at 1,000 pods: resident MB", found.rss_mb, 100, rival=f"{found.points} points a round"))
+    add(Line("  its CPU seconds a minute", found.cpu_s_per_min, 4))
+    add(
+        Line(
+            "  requests to the API server a minute",
+            found.requests_per_min,
+            10,
+            rival=f"beside {found.lease_per_min:.0f} that keep its Lease, with 1 replica",
         )
     )
 

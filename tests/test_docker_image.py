@@ -114,7 +114,7 @@ def test_every_wheel_is_pinned_by_version_and_digest_and_both_machines_share_a_l
     lines = image.requirements(digests).replace(" \\\n   ", "").splitlines()
 
     assert sorted(lines) == [
-        "incident-rca[docker]==1.2.3 --hash=sha256:00",
+        "incident-rca[docker,kubernetes]==1.2.3 --hash=sha256:00",
         "psutil==7.2.2 --hash=sha256:22 --hash=sha256:11",
         "typing-extensions==4.0 --hash=sha256:33",
     ]
@@ -160,19 +160,39 @@ def test_equal_contexts_are_equal_bytes():
 
 
 def test_docker_builds_without_a_network_on_the_base_that_was_asked_for():
-    plain = image.build_arguments("a/b:c", "/context")
+    plain = image.build_arguments(["a/b:c"], "/context")
     assert plain == ["build", "--network", "none", "--tag", "a/b:c", "/context"]
-    words = image.build_arguments("a/b:c", "/context", base_image="own/python:3.12", created="2026-01-02T03:04:05Z")
+    words = image.build_arguments(["a/b:c"], "/context", base_image="own/python:3.12", created="2026-01-02T03:04:05Z")
     assert words[3:7] == ["--build-arg", "BASE_IMAGE=own/python:3.12", "--label", "org.opencontainers.image.created=2026-01-02T03:04:05Z"]
 
 
 def test_pip_is_asked_for_wheels_that_fit_every_python_from_the_oldest_on():
     words = image.download_arguments("/w/agent.whl", "/w", "/w/c.txt", "aarch64")
-    assert words[-1] == "/w/agent.whl[docker]"
+    assert words[-1] == "/w/agent.whl[docker,kubernetes]"
     assert "manylinux2014_aarch64" in words
     assert words[words.index("--python-version") + 1] == "3.11"
     assert "abi3" in words
+    further = image.further_download_arguments(["PyYAML==6.0.3"], "/w", "x86_64", "3.13")
+    assert further[-2:] == ["--no-deps", "PyYAML==6.0.3"]
+    assert "cp313" in further
     assert image.constraints({"psutil": "7.2.2", "incident-rca": "9", "Docker": "7"}) == "Docker==7\npsutil==7.2.2\n"
+
+
+def test_wheels_that_fit_one_version_of_python_only_are_told_apart():
+    names = [
+        "pyyaml-6.0.3-cp311-cp311-manylinux2014_x86_64.manylinux_2_28_x86_64.whl",
+        "pyyaml-6.0.3-cp311-cp311-manylinux2014_aarch64.whl",
+        "psutil-7.2.2-cp36-abi3-manylinux2014_x86_64.whl",
+        "docker-7.2-py3-none-any.whl",
+        "constraints.txt",
+    ]
+    assert image.bound_to_python(names) == ["pyyaml==6.0.3"]
+
+
+def test_the_default_image_is_also_known_by_its_version():
+    assert image.tags("incident-rca/agent:latest", "1.2.3+local") == ("incident-rca/agent:latest", "incident-rca/agent:1.2.3-local")
+    assert image.tags("registry:5000/a:b", "1.2.3") == ("registry:5000/a:b",)
+    assert image.save_arguments(("a", "b"), "/f") == ["save", "--output", "/f", "a", "b"]
 
 
 def test_the_bill_of_materials_names_what_is_installed_its_licences_and_who_needs_whom(tmp_path):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
+import threading
+import types
 from pathlib import Path
 
 import pytest
+from fake_platform import FakePlatform
+from kube_api import kube_api
 
 from connectors.agent_factory import AgentFactory
 from connectors.core.errors import (
+    CollectorError,
     ConfigError,
     ControlError,
     MissingExtraError,
@@ -20,7 +26,9 @@ from connectors.core.errors import (
     ToolMissingError,
 )
 from connectors.core.preflight import Outcome, run_checks
+from connectors.core.secret import Secret
 from connectors.kubernetes import control
+from connectors.kubernetes.cluster import Cluster
 
 TOKEN = "agent_prod_s3cr3t"
 
@@ -86,11 +94,8 @@ def test_a_token_in_a_secret_stays_out_of_the_command():
 
     assert TOKEN not in made.get_deployment_command()
     assert "existingSecret=rca-token" in shlex.split(made.get_deployment_command())
-    assert "kubectl --namespace ops create secret generic rca-token --from-file=token=FILE" in made.get_instructions()
-
-
-def test_the_instructions_say_that_the_chart_is_not_served_yet():
-    assert "does not serve it yet" in agent().get_instructions()
+    assert "create secret generic rca-token --from-file=token=/dev/stdin" in made.get_instructions()
+    assert TOKEN not in made.get_instructions()
 
 
 @pytest.mark.parametrize(
@@ -206,15 +211,15 @@ def test_no_helm_is_a_missing_tool(monkeypatch, tmp_path):
 def test_preflight_without_a_cluster_says_so_and_skips_the_rest(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
 
-    results = run_checks(agent().preflight())
+    results = run_checks(agent(features=["quotas"]).preflight())
 
     assert [r.name for r in results] == [
         "kubernetes.api",
-        "kubernetes.rbac.pods",
-        "kubernetes.rbac.nodes",
-        "kubernetes.rbac.resourcequotas",
-        "kubernetes.rbac.deployments",
         "kubernetes.rbac.namespaces",
+        "kubernetes.rbac.nodes",
+        "kubernetes.rbac.pods",
+        "kubernetes.rbac.resourcequotas",
+        "kubernetes.rbac.leases",
     ]
     assert results[0].outcome is Outcome.FAIL
     assert "no Kubernetes cluster is configured here" in results[0].detail
@@ -236,3 +241,173 @@ def test_without_lightkube_only_the_runtime_is_missing(monkeypatch):
     with pytest.raises(MissingExtraError, match=r"incident-rca\[kubernetes\]"):
         agent().collect_metrics()
     assert "incident-rca[kubernetes]" in run_checks(agent().preflight())[0].detail
+    with pytest.raises(CollectorError, match=r"incident-rca\[kubernetes\]"):
+        agent().watch(lambda _event: None, threading.Event())
+
+
+@pytest.fixture
+def api():
+    with kube_api() as served:
+        yield served
+
+
+@pytest.fixture
+def in_cluster(api, monkeypatch, tmp_path):
+    """Makes agents that run in the cluster of ``api``, as pods of these names."""
+    monkeypatch.setenv("POD_NAMESPACE", "here")
+    made = []
+
+    def make(pod="agent-0", **config):
+        monkeypatch.setenv("POD_NAME", pod)
+        each = agent(state_dir=str(tmp_path / pod), collect_interval=1, **config)
+        each._cluster = Cluster(timeout=2, configure=api.config)
+        _ = each._elector  # who it is, it takes from its environment
+        made.append(each)
+        return each
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def reporting(monkeypatch):
+    """What reporters of changes were told, as (kind, name, initial), and what each was made with."""
+    told = []
+
+    class Reporter:
+        def __init__(self, view, config, cluster_resource, emit, *args, **more):
+            told.append(("begin", cluster_resource().get("k8s.cluster.uid"), True))
+
+        def __call__(self, kind, before, after, initial):
+            told.append((kind, (after or before)["metadata"]["name"], initial))
+
+        def tick(self, now): ...
+
+        def close(self): ...
+
+    module = types.ModuleType("connectors.kubernetes.changes")
+    module.ChangeReporter = Reporter
+    monkeypatch.setitem(sys.modules, "connectors.kubernetes.changes", module)
+    return told
+
+
+@contextlib.contextmanager
+def watching(made):
+    """The agent's watch runs, as it does in a running agent."""
+    stopping = threading.Event()
+    made._running = True
+    thread = threading.Thread(target=made.watch, args=(lambda _event: None, stopping), name="watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def pods_in(collection):
+    return {r.resource["k8s.pod.name"] for r in collection.resources if "k8s.pod.uid" in r.resource}
+
+
+def put_pod(api, name):
+    api.put("pods", name, spec={"containers": []}, status={"phase": "Running"})
+
+
+@pytest.mark.sockets
+def test_an_agent_that_collects_without_running_lists_once(api, in_cluster, tmp_path):
+    put_pod(api, "web-1")
+    made = in_cluster(features=["workloads"])
+    assert pods_in(made.collect_metrics()) == {"web-1"}
+    put_pod(api, "web-2")
+    assert pods_in(made.collect_metrics()) == {"web-1", "web-2"}
+    assert api.count("pods", "watch") == 0
+    assert "leases" not in api.objects
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.sockets
+def test_a_leader_collects_what_it_watches_and_a_pod_that_stands_by_is_healthy_and_collects_itself(api, in_cluster, reporting):
+    put_pod(api, "web-1")
+    first, second = in_cluster("agent-0", features=[]), in_cluster("agent-1", features=[])
+    with watching(first):
+        assert pods_in(first.collect_metrics()) == {"web-1"}
+        with watching(second):
+            standby = second.collect_metrics()
+            assert pods_in(standby) == set()
+            assert [(r.name, r.reason) for r in standby.collectors] == [("kubernetes.lease", "")]
+        assert ("begin", "uid-of-the-cluster", True) in reporting
+        assert all(r.ok for r in first.collect_metrics().collectors)
+        assert api.count("pods", "list") == 1
+    assert api.objects["leases"]["here", "incident-rca-agent"]["spec"]["holderIdentity"] == ""
+    assert ("pods", "web-1", True) in reporting
+
+
+@pytest.mark.sockets
+def test_an_agent_that_may_not_have_the_lease_says_which_rule_it_lacks(api, in_cluster, reporting):
+    api.faults["leases", "get"] = [403, "forbidden", -1]
+    made = in_cluster(features=[])
+    with watching(made):
+        [result] = made.collect_metrics().collectors
+    assert result.reason == "forbidden: the agent's role lacks verb get on resource leases (API group coordination.k8s.io)"
+
+
+@pytest.mark.sockets
+def test_the_right_that_is_missing_is_named_by_the_preflight(api, in_cluster):
+    api.forbidden |= {("pods", "watch"), ("leases", "update")}
+    results = {r.name: r for r in run_checks(in_cluster(features=[]).preflight())}
+    assert results["kubernetes.api"].outcome is Outcome.PASS
+    assert results["kubernetes.rbac.nodes"].detail == "list, watch nodes is allowed"
+    assert results["kubernetes.rbac.pods"].detail == "watch pods is not allowed"
+    assert results["kubernetes.rbac.pods"].advice == "Give the agent's ClusterRole verb watch on resource pods (API group core)."
+    assert results["kubernetes.rbac.leases"].advice.startswith("Give the agent's Role verb update on resource leases")
+
+
+@pytest.mark.sockets
+def test_the_node_view_watches_nothing_and_asks_for_its_own_rights(api, in_cluster, monkeypatch):
+    monkeypatch.setenv("NODE_NAME", "node-1")
+    made = in_cluster(view="node")
+    with watching(made):
+        names = [r.name for r in run_checks(made.preflight())]
+    assert names == [f"kubernetes.{n}" for n in ("api", "rbac.namespaces", "rbac.nodes", "rbac.nodes/stats")]
+    assert made.resource() == {
+        "k8s.cluster.uid": "uid-of-the-cluster",
+        "k8s.node.uid": "uid-of-the-node",
+        "k8s.pod.name": "agent-0",
+        "k8s.namespace.name": "here",
+        "k8s.node.name": "node-1",
+    }
+    assert "leases" not in api.objects
+
+
+def test_a_pod_is_told_from_others_by_its_uid(monkeypatch):
+    monkeypatch.setenv("POD_UID", "12-34")
+    assert agent().machine_id() == "12-34"
+    monkeypatch.delenv("POD_UID")
+    assert agent().machine_id() == ""
+
+
+def test_an_agent_that_opened_nothing_has_nothing_to_close():
+    agent().close()
+
+
+@pytest.mark.sockets
+def test_a_running_agent_watches_sends_and_gives_its_lease_up(api, in_cluster, reporting):
+    put_pod(api, "web-1")
+    platform = FakePlatform()
+    try:
+        made = in_cluster(features=[], heartbeat_interval=5)
+        made.platform_url = platform.url
+        made._token = Secret("agent_test_token")
+        stopping = threading.Event()
+        thread = threading.Thread(target=made.run, args=(stopping,), name="agent")
+        thread.start()
+        platform.wait(lambda: platform.values("k8s.pod.phase") or platform.values("k8s.pod.status.phase"))
+        stopping.set()
+        thread.join(15)
+        assert not thread.is_alive()
+    finally:
+        platform.down()
+    assert api.objects["leases"]["here", "incident-rca-agent"]["spec"]["holderIdentity"] == ""
+    assert not made._running

@@ -1,381 +1,308 @@
-"""The kubernetes collectors, against an API server in miniature behind lightkube's own client."""
+"""The cluster view's collectors: who is asked, what is remembered from round to round, and what a broken watch does."""
 
 from __future__ import annotations
 
-import functools
-import json
-import urllib.parse
-
-import httpx2
 import pytest
-from lightkube import Client, KubeConfig
-from lightkube.config.models import Cluster as ClusterEntry
-from lightkube.config.models import User
+from watched_objects import Watched, gathered, outcome, recorded, recorded_cluster, resource_of, values
 
-from connectors.agent_factory import AgentFactory
-from connectors.core.errors import ControlError, PermissionRefusedError, RuntimeUnavailableError
-from connectors.core.preflight import Outcome, run_checks
 from connectors.core.telemetry import encode_metrics
-from connectors.kubernetes.access import NEEDED, Access
-from connectors.kubernetes.cluster import Cluster
-from connectors.kubernetes.quota import quantity, quota_metrics
+from connectors.kubernetes.collect import HELD_FOR
+from connectors.kubernetes.kinds import KINDS
 
-PATHS = {
-    "pods": "/api/v1/pods",
-    "nodes": "/api/v1/nodes",
-    "resourcequotas": "/api/v1/resourcequotas",
-    "deployments": "/apis/apps/v1/deployments",
-}
+PHASES = ("Pending", "Running", "Succeeded", "Failed", "Unknown")
 
 
-class ApiServer:
-    """Lists by path, in pages of ``limit``; refuses and hangs to order."""
-
-    def __init__(self) -> None:
-        self.objects = {path: [] for path in PATHS.values()}
-        self.fail = {}
-        self.denied = set()
-        self.requests = []
-
-    def add(self, resource, name, namespace="", **rest):
-        metadata = {"name": name, "uid": f"uid-{name}"} | ({"namespace": namespace} if namespace else {})
-        self.objects[PATHS[resource]].append({"metadata": metadata, **rest})
-
-    def __call__(self, request):
-        path, query = request.url.path, dict(request.url.params)
-        self.requests.append((request.method, path, query))
-        failure = self.fail.get(path)
-        if isinstance(failure, Exception):
-            raise failure
-        if failure:
-            status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": failure, "message": f"by order: {failure}"}
-            return httpx2.Response(failure, json=status)
-        if path == "/api/v1/namespaces/kube-system":
-            return httpx2.Response(200, json={"metadata": {"name": "kube-system", "uid": "cluster-uid"}})
-        if path.endswith("/selfsubjectaccessreviews"):
-            asked = json.loads(request.content)["spec"]["resourceAttributes"]
-            allowed = Access(asked["verb"], asked["group"], asked["resource"]) not in self.denied
-            return httpx2.Response(201, json={"spec": {}, "status": {"allowed": allowed}})
-        start, limit = int(query.get("continue", 0)), int(query["limit"])
-        held = self.objects[path]
-        metadata = {"resourceVersion": "1"} | ({"continue": str(start + limit)} if start + limit < len(held) else {})
-        return httpx2.Response(200, json={"metadata": metadata, "items": held[start : start + limit]})
+def pods_named(collection, name):
+    """Every resource of that pod, its containers' too."""
+    return [r for r in collection.resources if r.resource.get("k8s.pod.name") == name]
 
 
-@pytest.fixture
-def server():
-    return ApiServer()
+def test_every_measured_kind_has_a_collector_of_its_own():
+    watched = recorded_cluster()
+
+    assert [collector.name for collector in watched.collectors] == [
+        *("kubernetes.nodes", "kubernetes.namespaces", "kubernetes.pods", "kubernetes.deployments", "kubernetes.replicasets"),
+        *("kubernetes.statefulsets", "kubernetes.daemonsets", "kubernetes.jobs", "kubernetes.cronjobs"),
+        *("kubernetes.horizontalpodautoscalers", "kubernetes.persistentvolumeclaims", "kubernetes.resourcequotas"),
+        *("kubernetes.poddisruptionbudgets", "kubernetes.watches"),
+    ]
+    assert len(watched.collectors) == 14
+    assert watched.collectors[0].name == "kubernetes.nodes"
+    assert [collector.name for collector in watched.collectors[-1:]] == ["kubernetes.watches"]
 
 
-@pytest.fixture
-def cluster(server):
-    made = Cluster(page_size=2, connect=functools.partial(_client, server))
-    yield made
-    made.close()
+def test_a_feature_that_is_off_has_no_collector():
+    watched = Watched(features=("quotas",))
+    watched.sync()
 
-
-def _client(server, timeout):
-    config = KubeConfig.from_one(cluster=ClusterEntry(server="https://api.example.com:6443"), user=User(token="t"))
-    return Client(config=config.get(), timeout=timeout, transport=httpx2.MockTransport(server))
-
-
-@pytest.fixture
-def agent(cluster):
-    made = AgentFactory.create_agent("kubernetes", "https://platform.example.com", "t", {})
-    made.__dict__["_cluster"] = cluster
-    return made
-
-
-def values(metrics):
-    return {"|".join([m.name, *map(str, p.attributes.values())]): p.value for m in metrics for p in m.points}
-
-
-def outcome(collection):
-    return {result.name: result.reason for result in collection.collectors}
-
-
-def gathered(collection, **names):
-    """The values of the one resource of that name: ``k8s_node_name`` is ``k8s.node.name``, and a pod is not one of its containers."""
-    [(key, name)] = ((key.replace("_", "."), name) for key, name in names.items())
-    inner = "k8s.container.name"
-    [metrics] = [r.metrics for r in collection.resources if r.resource.get(key) == name and (key == inner or inner not in r.resource)]
-    return values(metrics)
-
-
-POD = {
-    "spec": {
-        "nodeName": "node-1",
-        "initContainers": [{"name": "migrate", "image": "app:1"}],
-        "containers": [{"name": "app", "image": "app:1"}, {"name": "sidecar", "image": "proxy:2"}],
-    },
-    "status": {
-        "phase": "Running",
-        "startTime": "2026-01-01T00:00:00Z",
-        "initContainerStatuses": [
-            {"name": "migrate", "image": "app:1", "imageID": "", "ready": True, "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}
-        ],
-        "containerStatuses": [
-            {
-                "name": "app",
-                "image": "app:1",
-                "imageID": "",
-                "ready": False,
-                "restartCount": 7,
-                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-            },
-        ],
-    },
-}
-
-
-def test_pods_are_told_by_phase_and_their_containers_by_restarts(server, agent):
-    server.add("pods", "web-0", "shop", **POD)
-
-    collection = agent.collect_metrics()
-
-    pod = gathered(collection, k8s_pod_name="web-0")
-    assert [pod[f"k8s.pod.status.phase|{p}"] for p in ("Pending", "Running", "Succeeded", "Failed", "Unknown")] == [0, 1, 0, 0, 0]
-    assert pod["k8s.pod.uptime"] > 0
-    app = gathered(collection, k8s_container_name="app")
-    assert app["k8s.container.restart.count"] == 7
-    assert app["k8s.container.ready"] == 0
-    assert app["k8s.container.status.state|waiting"] == 1
-    assert gathered(collection, k8s_container_name="migrate")["k8s.container.status.state|terminated"] == 1
-    assert not [r for r in collection.resources if r.resource.get("k8s.container.name") == "sidecar"]
-    [resource] = [r.resource for r in collection.resources if r.resource.get("k8s.container.name") == "app"]
-    assert list(resource) == ["k8s.pod.uid", "k8s.pod.name", "k8s.namespace.name", "k8s.node.name", "k8s.container.name"]
-    assert encode_metrics(collection)
-
-
-def test_a_pod_that_is_not_scheduled_has_a_phase_and_nothing_else(server, agent):
-    server.add("pods", "new", "shop", spec={"containers": [{"name": "app"}]}, status={"phase": "Pending"})
-    server.add("pods", "bare", "shop", spec={"containers": []})
-
-    collection = agent.collect_metrics()
-
-    assert gathered(collection, k8s_pod_name="new")["k8s.pod.status.phase|Pending"] == 1
-    assert "k8s.pod.uptime" not in gathered(collection, k8s_pod_name="new")
-    assert gathered(collection, k8s_pod_name="bare")["k8s.pod.status.phase|Unknown"] == 1
-
-
-def test_nodes_are_told_by_conditions_and_what_pods_may_use(server, agent):
-    conditions = [{"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "Unknown"}]
-    allocatable = {"cpu": "1900m", "memory": "1Gi", "pods": "110", "ephemeral-storage": "odd"}
-    server.add("nodes", "node-1", status={"conditions": conditions, "allocatable": allocatable})
-    server.add("nodes", "node-2")
-
-    collection = agent.collect_metrics()
-
-    found = gathered(collection, k8s_node_name="node-1")
-    assert [found[f"k8s.node.condition.status|Ready|{s}"] for s in ("true", "false", "unknown")] == [1, 0, 0]
-    assert found["k8s.node.condition.status|DiskPressure|unknown"] == 1
-    assert found["k8s.node.cpu.allocatable"] == 1.9
-    assert found["k8s.node.memory.allocatable"] == 1024**3
-    assert found["k8s.node.pod.allocatable"] == 110
-    assert "k8s.node.ephemeral_storage.allocatable" not in found
-    assert gathered(collection, k8s_node_name="node-2") == {}
-
-
-def test_deployments_are_told_by_what_they_want_and_have(server, agent):
-    template = {"selector": {}, "template": {}}
-    server.add("deployments", "web", "shop", spec={"replicas": 3, **template}, status={"availableReplicas": 2})
-    server.add("deployments", "none", "shop", spec={"replicas": 0, **template}, status={})
-    server.add("deployments", "default", "shop", spec=template)
-
-    collection = agent.collect_metrics()
-
-    def of(name):
-        found = gathered(collection, k8s_deployment_name=name)
-        return found["k8s.deployment.pod.desired"], found["k8s.deployment.pod.available"]
-
-    assert (of("web"), of("none"), of("default")) == ((3, 2), (0, 0), (1, 0))
-
-
-def test_namespace_quotas_are_told_by_hard_and_used(server, agent):
-    status = {"hard": {"requests.cpu": "4", "pods": "10"}, "used": {"requests.cpu": "500m", "pods": "3"}}
-    server.add("resourcequotas", "team", "shop", status=status)
-    server.add("resourcequotas", "fresh", "shop")
-
-    collection = agent.collect_metrics()
-
-    found = gathered(collection, k8s_resourcequota_name="team")
-    assert found == {
-        "k8s.resourcequota.cpu.request.hard": 4,
-        "k8s.resourcequota.cpu.request.used": 0.5,
-        "k8s.resourcequota.object_count.hard|pods": 10,
-        "k8s.resourcequota.object_count.used|pods": 3,
-    }
-    assert gathered(collection, k8s_resourcequota_name="fresh") == {}
-
-
-def test_every_kind_of_quota_has_its_name():
-    hard = {
-        "cpu": "1",
-        "requests.cpu": "1",
-        "limits.cpu": "2",
-        "requests.memory": "1Gi",
-        "limits.memory": "2Gi",
-        "requests.ephemeral-storage": "1G",
-        "limits.ephemeral-storage": "2G",
-        "requests.storage": "5Gi",
-        "gold.storageclass.storage.k8s.io/requests.storage": "3Gi",
-        "persistentvolumeclaims": "4",
-        "gold.storageclass.storage.k8s.io/persistentvolumeclaims": "2",
-        "hugepages-2Mi": "8Mi",
-        "requests.nvidia.com/gpu": "2",
-        "count/deployments.apps": "9",
-        "broken": "many",
-    }
-
-    metrics = quota_metrics(hard, {})
-
-    assert values(metrics) == {
-        "k8s.resourcequota.cpu.request.hard": 1,
-        "k8s.resourcequota.cpu.limit.hard": 2,
-        "k8s.resourcequota.memory.request.hard": 1024**3,
-        "k8s.resourcequota.memory.limit.hard": 2 * 1024**3,
-        "k8s.resourcequota.ephemeral_storage.request.hard": 1e9,
-        "k8s.resourcequota.ephemeral_storage.limit.hard": 2e9,
-        "k8s.resourcequota.storage.request.hard": 5 * 1024**3,
-        "k8s.resourcequota.storage.request.hard|gold": 3 * 1024**3,
-        "k8s.resourcequota.persistentvolumeclaim_count.hard": 4,
-        "k8s.resourcequota.persistentvolumeclaim_count.hard|gold": 2,
-        "k8s.resourcequota.hugepage_count.request.hard|2Mi": 4,
-        "irca.k8s.resourcequota.extended_resource.hard|nvidia.com/gpu": 2,
-        "k8s.resourcequota.object_count.hard|count/deployments.apps": 9,
-    }
-    assert [m.name for m in metrics] == sorted(m.name for m in metrics)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("100m", 0.1), ("1.5Gi", 1.5 * 1024**3), ("1e3", 1000), ("", None), ("x", None), (None, None)]
-)
-def test_quantities_are_numbers(text, expected):
-    assert quantity(text) == expected
-
-
-def test_lists_are_read_page_by_page(server, agent):
-    for number in range(5):
-        server.add("nodes", f"node-{number}")
-
-    collection = agent.collect_metrics()
-
-    assert len([r for r in collection.resources if "k8s.node.name" in r.resource]) == 5
-    pages = [query for _, path, query in server.requests if path == "/api/v1/nodes"]
-    assert [page.get("continue") for page in pages] == [None, "2", "4"]
-    assert {page["limit"] for page in pages} == {"2"}
-
-
-def test_a_missing_right_degrades_one_collector_and_is_named(server, agent):
-    server.add("nodes", "node-1")
-    server.fail[PATHS["deployments"]] = 403
-
-    collection = agent.collect_metrics()
-
-    assert outcome(collection) == {
-        "kubernetes.nodes": "",
-        "kubernetes.pods": "",
-        "kubernetes.deployments": "forbidden: the agent's role lacks verb list on resource deployments (API group apps)",
-        "kubernetes.resourcequotas": "",
+    assert set(outcome(watched.collect())) == {
+        *("kubernetes.nodes", "kubernetes.namespaces", "kubernetes.pods", "kubernetes.resourcequotas", "kubernetes.watches")
     }
 
 
-def test_what_was_read_before_a_list_broke_off_is_kept(server, agent, monkeypatch):
-    for number in range(4):
-        server.add("nodes", f"node-{number}")
-    original = ApiServer.__call__
+def test_a_kind_that_the_cluster_does_not_have_has_no_collector_until_it_has_it():
+    watched = recorded_cluster()
+    watched.view.note(watched.term, "cronjobs", served=False)
+    assert "kubernetes.cronjobs" not in outcome(watched.collect())
 
-    def breaks(self, request):
-        if "continue" in dict(request.url.params):
-            raise httpx2.ReadTimeout("too slow")
-        return original(self, request)
-
-    monkeypatch.setattr(ApiServer, "__call__", breaks)
-
-    collection = agent.collect_metrics()
-
-    assert len([r for r in collection.resources if "k8s.node.name" in r.resource]) == 2
-    assert outcome(collection)["kubernetes.nodes"] == "the Kubernetes API server does not answer within 10 s"
+    watched.view.note(watched.term, "cronjobs", served=True)
+    assert outcome(watched.collect())["kubernetes.cronjobs"] == ""
 
 
-@pytest.mark.parametrize(
-    ("failure", "expected", "reason"),
-    [
-        (401, PermissionRefusedError, "does not accept the agent's credentials"),
-        (403, PermissionRefusedError, r"verb get on resource namespaces \(API group core\)"),
-        (503, RuntimeUnavailableError, "not available"),
-        (500, ControlError, "answered 500: by order"),
-        (httpx2.ConnectError("refused"), RuntimeUnavailableError, "cannot be reached: refused"),
-        (httpx2.ConnectTimeout("slow"), RuntimeUnavailableError, "does not answer within"),
-    ],
-)
-def test_what_the_api_server_refuses_is_told_apart(server, cluster, failure, expected, reason):
-    server.fail["/api/v1/namespaces/kube-system"] = failure
+def test_a_missing_right_degrades_one_collector_and_is_named():
+    watched = Watched()
+    reason = "forbidden: the agent's role lacks verb list on resource deployments (API group apps)"
+    watched.sync()
+    watched.view._held["deployments"].synced = False
+    watched.view.note(watched.term, "deployments", reason=reason)
 
-    with pytest.raises(expected, match=reason) as caught:
-        cluster.uid()
-    assert type(caught.value) is expected
+    reasons = outcome(watched.collect())
+
+    assert reasons.pop("kubernetes.deployments") == reason
+    assert set(reasons.values()) == {""}
 
 
-def test_an_answer_that_is_not_from_an_api_server_is_told_by_its_status(cluster, monkeypatch):
-    monkeypatch.setattr(
-        ApiServer, "__call__", lambda self, request: httpx2.Response(502, text="<html>", headers={"Content-Type": "text/html"})
-    )
+def test_a_kind_that_is_not_listed_yet_is_not_taken_for_empty():
+    watched = Watched()
+    watched.hold("nodes", *recorded("nodes"))
 
-    with pytest.raises(RuntimeUnavailableError, match="502"):
-        cluster.uid()
+    reasons = outcome(watched.collect())
 
-
-def test_the_cluster_is_known_by_the_uid_of_kube_system(server, agent):
-    server.fail["/api/v1/namespaces/kube-system"] = 503
-    assert agent.resource() == {}
-
-    server.fail.clear()
-    assert agent.resource() == {"k8s.cluster.uid": "cluster-uid"}
-    server.fail["/api/v1/namespaces/kube-system"] = 503
-    assert agent.resource() == {"k8s.cluster.uid": "cluster-uid"}
+    assert reasons["kubernetes.nodes"] == ""
+    assert reasons["kubernetes.namespaces"] == "the cluster's namespaces have not been listed yet"
 
 
-def test_preflight_names_each_missing_right(server, agent):
-    server.denied.add(Access("list", "apps", "deployments"))
+def test_pods_wait_for_what_they_are_named_by():
+    watched = Watched()
+    watched.hold("pods", *recorded("pods"))
+    watched.hold("replicasets", *recorded("replicasets"))
+    assert outcome(watched.collect())["kubernetes.pods"] == "the cluster's jobs, which own pods, have not been listed yet"
 
-    results = run_checks(agent.preflight())
-
-    assert [r.name for r in results if r.outcome is Outcome.FAIL] == ["kubernetes.rbac.deployments"]
-    assert results[0].detail == "https://api.example.com:6443 answers"
-    [missing] = [r for r in results if r.outcome is Outcome.FAIL]
-    assert "verb list on resource deployments (API group apps)" in missing.advice
-
-
-def test_preflight_tells_when_the_api_server_goes_away_in_between(server, agent, monkeypatch):
-    answers = iter([True])
-
-    def allowed(access):
-        if next(answers, None) is None:
-            raise RuntimeUnavailableError("gone")
-        return True
-
-    monkeypatch.setattr(agent._cluster, "allowed", allowed)
-
-    results = run_checks(agent.preflight())
-
-    assert [r.outcome for r in results] == [Outcome.PASS] + [Outcome.FAIL] * len(NEEDED)
+    watched.view.note(watched.term, "jobs", reason="forbidden")
+    assert outcome(watched.collect())["kubernetes.pods"] == ""
 
 
-def test_a_configuration_that_makes_no_sense_is_no_cluster(monkeypatch, tmp_path):
-    broken = tmp_path / "kubeconfig"
-    broken.write_text("clusters: [")
-    monkeypatch.setenv("KUBECONFIG", str(broken))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+def test_a_deployment_is_known_by_its_pods_even_where_replica_sets_may_not_be_read():
+    watched = Watched(features=("quotas",))
+    pod = recorded("pods", "web-")
+    watched.hold("pods", pod)
+    watched.sync()
 
-    with pytest.raises(RuntimeUnavailableError, match="no Kubernetes cluster is configured here"):
-        Cluster().uid()
+    resource = resource_of(watched.collect(), k8s_pod_name=pod["metadata"]["name"]).resource
+
+    assert resource["k8s.deployment.name"] == "web"
+    del pod["metadata"]["labels"]["pod-template-hash"]
+    pod["metadata"]["uid"] = "another"
+    watched.hold("pods", pod)
+    assert "k8s.deployment.name" not in resource_of(watched.collect(), k8s_pod_name=pod["metadata"]["name"]).resource
 
 
-def test_the_agent_asks_for_nothing_but_what_its_role_says(server, agent):
-    agent.collect_metrics()
+def test_what_a_broken_watch_saw_last_counts_for_a_minute_and_no_longer():
+    watched = recorded_cluster()
+    watched.view.note(watched.term, "nodes", reason="the Kubernetes API server cannot be reached")
 
-    asked = {(method, urllib.parse.urlsplit(path).path) for method, path, _ in server.requests}
-    assert asked == {("GET", path) for path in PATHS.values()} | {("GET", "/api/v1/namespaces/kube-system")}
-    assert {access.resource for access in NEEDED} == {*PATHS, "namespaces"}
-    assert {access.verb for access in NEEDED} == {"get", "list"}
+    broken = watched.collect()
+    watched.now += HELD_FOR - 1
+    held = watched.collect()
+    watched.now += 1
+    stale = watched.collect()
+
+    assert {outcome(each)["kubernetes.nodes"] for each in (broken, held, stale)} == {"the Kubernetes API server cannot be reached"}
+    assert gathered(broken, k8s_node_name="node-1")
+    assert gathered(held, k8s_node_name="node-1")
+    assert gathered(stale, k8s_node_name="node-1") == {}
+    watched.view.note(watched.term, "nodes", reason="")
+    again = watched.collect()
+    assert outcome(again)["kubernetes.nodes"] == ""
+    assert gathered(again, k8s_node_name="node-1")
+    watched.view.note(watched.term, "nodes", reason="away again")
+    assert gathered(watched.collect(), k8s_node_name="node-1")
+
+
+def test_a_listener_that_stumbles_degrades_the_kind_and_its_objects_are_sent_all_the_same():
+    watched = Watched()
+
+    def stumbles(*_change):
+        raise ValueError("what is this")
+
+    watched.view.listen(stumbles)
+    watched.hold("nodes", *recorded("nodes"))
+    watched.sync()
+    while watched.view.tell(0):
+        pass
+    watched.now += 10 * HELD_FOR
+
+    collection = watched.collect()
+
+    assert "what is this" in outcome(collection)["kubernetes.nodes"]
+    assert gathered(collection, k8s_node_name="node-1")
+
+
+def test_an_object_that_makes_no_sense_takes_no_other_along():
+    watched = recorded_cluster()
+    nodes = recorded("nodes")
+    watched.hold("nodes", {"metadata": {"name": "odd", "uid": "o"}, "status": {"conditions": [{"kind": "?"}]}}, *nodes)
+
+    collection = watched.collect()
+
+    assert outcome(collection)["kubernetes.nodes"] == "1 of the cluster's nodes make no sense: KeyError: 'status'"
+    assert gathered(collection, k8s_node_name="node-1")
+
+
+def test_the_watches_tell_what_they_hold_and_cost():
+    watched = recorded_cluster()
+    watched.view.count("pods", requests=3, relists=1)
+    watched.view.note(watched.term, "nodes", reason="away")
+    watched.view.note(watched.term, "cronjobs", served=False)
+
+    [found] = [r for r in watched.collect().resources if r.resource == {"k8s.cluster.uid": "c"}]
+
+    told = values(found.metrics)
+    assert told["irca.k8s.watch.object.count|pods"] == len(recorded("pods"))
+    assert told["irca.k8s.watch.request.count|pods"] == 3
+    assert told["irca.k8s.watch.relist.count|pods"] == 1
+    assert told["irca.k8s.watch.synced|pods"] == 1
+    assert told["irca.k8s.watch.synced|nodes"] == 0
+    assert told["irca.k8s.watch.object.count|configmaps"] == 0
+    assert "irca.k8s.watch.object.count|cronjobs" not in told
+    assert {key.partition("|")[2] for key in told if key.startswith("irca.k8s.watch.")} == {*watched.kinds} - {"cronjobs"}
+
+
+def test_a_pod_that_gets_a_node_ends_the_series_that_it_had_without():
+    watched, pod = Watched(), recorded("pods", "unschedulable")
+    watched.hold("pods", pod)
+    watched.sync()
+    [before, its_container] = pods_named(watched.collect(), "unschedulable")
+    pod["spec"]["nodeName"], pod["status"] = "node-2", {"phase": "Running", "startTime": "2026-11-22T18:00:00Z"}
+    watched.hold("pods", pod)
+
+    placed = watched.collect()
+
+    ended, ended_container, alive, container = pods_named(placed, "unschedulable")
+    assert (ended.resource, ended_container.resource) == (before.resource, its_container.resource)
+    assert values(ended.metrics).keys() == values(before.metrics).keys()
+    assert {*values(ended.metrics).values(), *values(ended_container.metrics).values()} == {0}
+    assert alive.resource["k8s.node.name"] == container.resource["k8s.node.name"] == "node-2"
+    assert values(alive.metrics)["k8s.pod.status.phase|Running"] == 1
+    assert "irca.k8s.pod.unschedulable" not in values(alive.metrics)
+    assert [r.resource for r in pods_named(watched.collect(), "unschedulable")] == [alive.resource, container.resource]
+
+
+def test_a_reason_that_is_over_is_told_as_zero_as_long_as_the_pod_lives():
+    watched, pod = Watched(), recorded("pods", "crash")
+    watched.hold("pods", pod)
+    watched.sync()
+    crashed = {"k8s_pod_name": "crash", "k8s_container_name": "app"}
+    assert gathered(watched.collect(), **crashed)["k8s.container.status.reason|CrashLoopBackOff"] == 1
+    [status] = pod["status"]["containerStatuses"]
+    status["state"], status["ready"] = {"running": {"startedAt": "2026-11-22T18:00:00Z"}}, True
+    status["lastState"] = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    watched.hold("pods", pod)
+
+    found = gathered(watched.collect(), **crashed)
+
+    assert found["k8s.container.status.state|running"] == 1
+    assert found["k8s.container.status.reason|CrashLoopBackOff"] == 0
+    assert found["irca.k8s.container.last_termination.reason|Error"] == 0
+    assert found["irca.k8s.container.last_termination.reason|OOMKilled"] == 1
+    assert found["irca.k8s.container.last_termination.exit_code"] == 137
+    pod["metadata"]["uid"] = "made-anew"
+    watched.hold("pods", pod)
+    assert "k8s.container.status.reason|CrashLoopBackOff" not in gathered(watched.collect(), **crashed)
+
+
+def test_an_evicted_pod_keeps_its_reason_and_asks_for_nothing_any_more():
+    watched, pod = Watched(), recorded("pods", "web-")
+    pod["status"] = {"phase": "Failed", "reason": "Evicted", "startTime": pod["status"]["startTime"]}
+    watched.hold("pods", pod)
+    watched.sync()
+
+    collection = watched.collect()
+
+    found = gathered(collection, k8s_pod_name=pod["metadata"]["name"])
+    assert found == {f"k8s.pod.status.phase|{p}": float(p == "Failed") for p in PHASES} | {"k8s.pod.status.reason|Evicted": 1}
+    assert len(pods_named(collection, pod["metadata"]["name"])) == 1
+
+
+def test_the_finished_pods_of_jobs_are_told_once_and_never_by_an_agent_that_saw_them_only_so():
+    watched, pod = Watched(), recorded("pods", "nightly-")
+    name, finished = pod["metadata"]["name"], pod["status"]
+    assert finished["phase"] == "Succeeded"
+    pod["status"] = finished | {"phase": "Running"}
+    watched.hold("pods", pod)
+    watched.sync()
+    assert gathered(watched.collect(), k8s_pod_name=name)["k8s.pod.status.phase|Running"] == 1
+    pod["status"] = finished
+    watched.hold("pods", pod)
+
+    once, afterwards = watched.collect(), watched.collect()
+
+    assert gathered(once, k8s_pod_name=name)["k8s.pod.status.phase|Succeeded"] == 1
+    assert pods_named(afterwards, name) == []
+    late = Watched()
+    late.hold("pods", pod)
+    late.sync()
+    assert pods_named(late.collect(), name) == []
+
+
+def test_a_failed_pod_of_a_job_is_told_on_and_on():
+    watched, pod = Watched(), recorded("pods", "nightly-")
+    pod["status"]["phase"] = "Failed"
+    watched.hold("pods", pod)
+    watched.sync()
+
+    rounds = [watched.collect() for _ in range(3)]
+
+    assert [gathered(r, k8s_pod_name=pod["metadata"]["name"])["k8s.pod.status.phase|Failed"] for r in rounds] == [1, 1, 1]
+
+
+def test_replica_sets_of_old_revisions_are_told_when_they_become_empty_and_not_again():
+    watched, [item] = Watched(), recorded("replicasets")
+    name = item["metadata"]["name"]
+    old = recorded("replicasets")[0]
+    old["metadata"] |= {"uid": "old", "name": "web-old"}
+    old["spec"]["replicas"], old["status"] = 0, {"replicas": 0}
+    watched.hold("replicasets", item, old)
+    watched.sync()
+    assert gathered(watched.collect(), k8s_replicaset_name="web-old") == {}
+    item["spec"]["replicas"], item["status"] = 0, {"replicas": 1, "availableReplicas": 1}
+    watched.hold("replicasets", item)
+    assert gathered(watched.collect(), k8s_replicaset_name=name) == {"k8s.replicaset.pod.desired": 0, "k8s.replicaset.pod.available": 1}
+    item["status"] = {"replicas": 0}
+    watched.hold("replicasets", item)
+
+    once, afterwards = watched.collect(), watched.collect()
+
+    assert gathered(once, k8s_replicaset_name=name) == {"k8s.replicaset.pod.desired": 0, "k8s.replicaset.pod.available": 0}
+    assert gathered(afterwards, k8s_replicaset_name=name) == {}
+
+
+def test_a_cluster_in_which_nothing_happens_keeps_its_layout():
+    watched = recorded_cluster()
+
+    rounds = [watched.collect() for _ in range(2)]
+
+    layouts = [[(r.resource, [(m.name, [p.attributes for p in m.points]) for m in r.metrics]) for r in each.resources] for each in rounds]
+    assert layouts[0] == layouts[1]
+    assert len({len(encode_metrics(each)) for each in rounds}) == 1
+
+
+def test_pods_that_are_gone_are_forgotten():
+    watched = recorded_cluster()
+    watched.collect()
+    collector = next(each for each in watched.collectors if each.name == "kubernetes.pods")
+    assert len(collector._measure._pods) == len(recorded("pods"))
+
+    watched.hold("pods")
+    watched.collect()
+
+    assert collector._measure._pods == {}
+
+
+@pytest.mark.parametrize("kind", sorted({"nodes", "pods", "deployments", "jobs", "resourcequotas"}))
+def test_an_empty_list_is_no_failure(kind):
+    watched = Watched()
+    watched.sync()
+
+    assert outcome(watched.collect())[f"kubernetes.{kind}"] == ""
+    assert KINDS[kind].stored

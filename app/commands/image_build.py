@@ -123,14 +123,15 @@ class Workshop:
                 target.write_bytes(content)
             self.say(f"Building {tag} (the base image is pulled if it is not there)")
             created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            arguments = plan.build_arguments(tag, str(scratch / "context"), base_image=base_image, created=created)
+            names = plan.tags(tag, __version__)
+            arguments = plan.build_arguments(names, str(scratch / "context"), base_image=base_image, created=created)
             _run(["docker", *arguments], "docker build", BUILD_TIMEOUT)
             if save:
                 self.say("Saving the image")
                 saved = scratch / "image.tar"
-                _run(["docker", *plan.save_arguments(tag, str(saved))], "docker save", SAVE_TIMEOUT)
+                _run(["docker", *plan.save_arguments(names, str(saved))], "docker save", SAVE_TIMEOUT)
                 self._keep(IMAGE_FILE, lambda file: _compress(saved, file))
-        typer.echo(f"{tag} is built")
+        typer.echo(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} built")
 
     def _download(self, directory: Path, wheel: str) -> None:
         installed = {d.name: d.version for d in metadata.distributions() if d.name}
@@ -141,6 +142,10 @@ class Workshop:
             arguments = plan.download_arguments(str(directory / wheel), str(directory), str(constraints), architecture)
             hint = "Without a package index: put the wheels into a directory and name it with --wheels."
             _run([sys.executable, "-m", "pip", *arguments], "pip download", PIP_TIMEOUT, hint)
+            bound = plan.bound_to_python(path.name for path in directory.iterdir())
+            for python in plan.PYTHONS[1:] if bound else ():
+                arguments = plan.further_download_arguments(bound, str(directory), architecture, python)
+                _run([sys.executable, "-m", "pip", *arguments], "pip download", PIP_TIMEOUT, hint)
 
     def _keep(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
         """Write a file and its checksum beside it; readers see the old file or the new one, whole."""

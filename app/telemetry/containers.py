@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -136,6 +137,7 @@ _DESCENDING_FIRST = frozenset({ContainerSort.CPU, ContainerSort.MEMORY, Containe
 _STATE_PLACE = {state.value: place for place, state in enumerate(ContainerState)}
 _HEALTH_PLACE = {"unhealthy": 0, "starting": 1, "healthy": 2}
 
+Listed = TypeVar("Listed")
 _Key = tuple[str, str]  # container id and name: after a rename the series of the old name are still there
 _Rows = list[tuple[dict[str, str], list[float | None]]]
 
@@ -274,9 +276,19 @@ def page_of(items: Sequence[ContainerView], cursor: str | None, limit: int) -> P
     Raises:
         InvalidRequestError: the cursor is not one of ours.
     """
+    shown, next_cursor = cut_page(items, cursor, limit)
+    return Page[ContainerView](items=shown, next_cursor=next_cursor)
+
+
+def cut_page(items: Sequence[Listed], cursor: str | None, limit: int) -> tuple[list[Listed], str | None]:
+    """The items of one page, and the cursor of the next one; otherwise as :func:`page_of`.
+
+    Raises:
+        InvalidRequestError: the cursor is not one of ours.
+    """
     start = _decode(cursor) if cursor else 0
     more = len(items) > start + limit
-    return Page[ContainerView](items=list(items[start : start + limit]), next_cursor=_encode(start + limit) if more else None)
+    return list(items[start : start + limit]), _encode(start + limit) if more else None
 
 
 @dataclass(slots=True)

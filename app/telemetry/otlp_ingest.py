@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -49,7 +49,10 @@ class Receipt:
 
 
 class MetricIngest:
-    """Takes metrics requests: recognises their layout or decodes them in full, and stores their samples in rows."""
+    """Takes metrics requests: recognises their layout or decodes them in full, and stores their samples in rows.
+
+    ``awaited`` holds 0 for each instance whose first metrics somebody waits for; the time takes its place when they come.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class MetricIngest:
         limits: OtlpLimits,
         clock: Callable[[], float],
         layouts: LayoutCache | None = None,
+        awaited: MutableMapping[str, float] | None = None,
     ) -> None:
         self._store = store
         self._resolve_instance = resolve_instance
@@ -66,6 +70,7 @@ class MetricIngest:
         self._limits = limits
         self._clock = clock
         self._layouts = LayoutCache() if layouts is None else layouts
+        self._awaited: MutableMapping[str, float] = {} if awaited is None else awaited
 
     async def take(self, principal: Principal, body: bytes, *, is_json: bool) -> Receipt:
         """Store what ``body`` holds; durable on return.
@@ -82,7 +87,7 @@ class MetricIngest:
                     continue
                 await self._store.append(rows)
                 _RECOGNISED.inc()
-                self._publish(template.points, rows)
+                self._publish(principal.agent_id, template.points, rows)
                 return Receipt(template.count)
         return await self._take_in_full(principal, body, bounds, is_json=is_json)
 
@@ -103,7 +108,7 @@ class MetricIngest:
             rows = [Row(schemas[r], int(decoded.times_ms[r[0]]), decoded.values[r[0] : r[1]]) for r in ranges]
             await self._store.append(rows)
             points = _points_by_instance(owners, decoded.points)
-            self._publish(points, rows)
+            self._publish(principal.agent_id, points, rows)
             if template is not None:
                 anonymous = principal.instance_id is None
                 template.points, template.schemas = points, schemas
@@ -126,11 +131,16 @@ class MetricIngest:
                 return False
         return True
 
-    def _publish(self, points: Sequence[tuple[str, int]], rows: Sequence[Row]) -> None:
+    def _publish(self, agent_id: str, points: Sequence[tuple[str, int]], rows: Sequence[Row]) -> None:
+        if self._awaited:
+            for instance_id, _ in points:
+                if self._awaited.get(instance_id) == 0.0:
+                    self._awaited[instance_id] = self._clock()
         if self._live.subscribers:
             newest = max(row.time_ms for row in rows)
             for instance_id, count in points:
-                self._live.publish(LiveMessage("samples", {"instance_id": instance_id, "time_ms": newest, "points": count}))
+                about = {"instance_id": instance_id, "agent_id": agent_id}
+                self._live.publish(LiveMessage("samples", {**about, "time_ms": newest, "points": count}))
 
 
 class LogIngest:

@@ -68,6 +68,7 @@ class DockerAgentConfig(AgentConfig):
         "",
         "Where the agent finds the engine: unix:///path for another socket, or tcp://host:port for a socket proxy "
         "(no socket is mounted then). Empty means the engine's own socket.",
+        host_only=True,
     )
     host_metrics: bool = option(False, "Also measure the host itself; the command then mounts the host's /proc and /sys read-only.")
     label_allow_list: tuple[str, ...] = option(

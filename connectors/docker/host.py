@@ -7,16 +7,15 @@ this process meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from connectors.core.errors import CollectorError
+from connectors.core.procfs import cpu_metrics, load_metrics, memory_metrics
 from connectors.core.telemetry import Attributes, Metric, Point, ResourceMetrics
-from connectors.docker.metrics import metric, single
+from connectors.docker.metrics import metric
 
-_CPU_COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 _ENGINE = ("dockerd", "containerd")
-_CPU_MODES = {mode: (mode,) for mode in ("user", "nice", "system", "idle", "iowait", "steal")} | {"interrupt": ("irq", "softirq")}
 
 
 class HostCollector:
@@ -58,40 +57,6 @@ class HostCollector:
                 continue  # it has just ended
 
 
-def cpu_metrics(stat: str, ticks: int) -> Iterator[Metric]:
-    """``system.cpu.time`` by CPU and mode, from ``/proc/stat`` with ``ticks`` a second."""
-    started, points = 0, []
-    for line in stat.splitlines():
-        key, *values = line.split()
-        if key == "btime":
-            started = int(values[0]) * 1_000_000_000
-        elif key.startswith("cpu") and key != "cpu":
-            spent = dict(zip(_CPU_COLUMNS, map(int, values), strict=False))
-            for mode, columns in _CPU_MODES.items():
-                seconds = sum(spent.get(column, 0) for column in columns) / ticks
-                points.append(Point(seconds, {"cpu.logical_number": int(key[3:]), "cpu.mode": mode}))
-    yield metric("system.cpu.time", points, started)
-
-
-def memory_metrics(meminfo: str) -> Iterator[Metric]:
-    """Memory by state, its limit, and paging space, from ``/proc/meminfo``."""
-    held = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in meminfo.splitlines()) if rest.strip()}
-    cached = held["Cached"] + held.get("SReclaimable", 0)
-    states = {"free": held["MemFree"], "cached": cached, "buffers": held["Buffers"]}
-    states["used"] = max(0, held["MemTotal"] - sum(states.values()))
-    yield _bytes("system.memory.limit", {"": held["MemTotal"]}, "")
-    yield _bytes("system.memory.usage", states, "system.memory.state")
-    yield _bytes("system.memory.linux.available", {"": held["MemAvailable"]}, "")
-    swap = {"used": held["SwapTotal"] - held["SwapFree"], "free": held["SwapFree"]}
-    yield _bytes("system.paging.usage", swap, "system.paging.state")
-
-
-def load_metrics(loadavg: str) -> Iterator[Metric]:
-    """The load averages of ``/proc/loadavg``."""
-    for span, text in zip(("1m", "5m", "15m"), loadavg.split()[:3], strict=True):
-        yield single(f"irca.system.load.{span}", float(text))
-
-
 def process_metrics(processes: Iterable[tuple[str, str]], ticks: int, page: int) -> Iterator[Metric]:
     """CPU time and resident memory by name of executable, from ``(name, /proc/<pid>/stat)`` with ``ticks`` a second and ``page`` bytes."""
     seconds: dict[str, float] = {}
@@ -103,8 +68,3 @@ def process_metrics(processes: Iterable[tuple[str, str]], ticks: int, page: int)
     for metric_name, values in (("irca.engine.process.cpu.time", seconds), ("irca.engine.process.memory.usage", resident)):
         if values:
             yield metric(metric_name, [Point(float(value), {"process.executable.name": name}) for name, value in sorted(values.items())])
-
-
-def _bytes(name: str, values: Mapping[str, int], attribute: str) -> Metric:
-    points = [Point(float(value), {attribute: key} if attribute else {}) for key, value in values.items()]
-    return metric(name, points)

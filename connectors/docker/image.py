@@ -1,8 +1,8 @@
-"""Planning of the agent's image: what its build context holds, and the arguments of the programs that make it.
+"""Planning of the agent's image, for Docker hosts and for clusters: its build context, and the arguments of the programs that make it.
 
 Pure functions of what they are given; ``incident-rca image`` (``app/commands``) reads, runs and writes. The context holds the
-``Dockerfile``, ``requirements.txt`` and ``wheels/``: this distribution cut down to the agent, and what it depends on, for CPython from
-3.11 on and for each of ``ARCHITECTURES`` (all compiled dependencies keep to the stable ABI). Equal inputs make equal bytes.
+``Dockerfile``, ``requirements.txt`` and ``wheels/``: this distribution cut down to the agent, and what it depends on, for each of
+``PYTHONS`` and ``ARCHITECTURES``. Equal inputs make equal bytes.
 """
 
 from __future__ import annotations
@@ -16,20 +16,26 @@ import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import IO
 
 from connectors.core.errors import ConfigError
+from connectors.docker.config import IMAGE
 
 ARCHITECTURES = ("x86_64", "aarch64")
 """Machines, as the kernel names them, that one context serves."""
 LEAST_PYTHON = "3.11"
+PYTHONS = (LEAST_PYTHON, "3.12", "3.13", "3.14")
+"""Versions of CPython that one context serves."""
+EXTRAS = "docker,kubernetes"
+"""What the image's agent can be: one image serves both."""
 _GLIBC = ("manylinux2014", "manylinux_2_28")
 _DISTRIBUTION = "incident-rca"
 _LEFT_OUT = ("connectors/api/",)
 _WHEEL_NAME = re.compile(r"(?P<name>[A-Za-z0-9_.]+)-(?P<version>[A-Za-z0-9_.!+]+)(-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl")
-_OTHER_EXTRA = re.compile(r"""extra\s*==\s*['"](?!docker['"])""")
+_OTHER_EXTRA = re.compile(r"""extra\s*==\s*['"](?!(?:docker|kubernetes)['"])""")
+_BOUND_WHEEL = re.compile(r"-cp3\d+-cp3\d+-")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:_-]*")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time that a zip file can tell: members carry it, so that equal files make equal wheels."""
@@ -78,7 +84,8 @@ def _agent_metadata(metadata: str, version: str) -> str:
     given = email.parser.HeaderParser().parsestr(metadata)
     kept = [(key, given[key]) for key in ("Summary", "License-Expression", "Requires-Python") if given[key]]
     needs = [("Requires-Dist", need) for need in given.get_all("Requires-Dist", []) if not _OTHER_EXTRA.search(need)]
-    lines = [("Metadata-Version", "2.4"), ("Name", _DISTRIBUTION), ("Version", version), *kept, ("Provides-Extra", "docker"), *needs]
+    extras = [("Provides-Extra", extra) for extra in EXTRAS.split(",")]
+    lines = [("Metadata-Version", "2.4"), ("Name", _DISTRIBUTION), ("Version", version), *kept, *extras, *needs]
     return "".join(f"{key}: {value}\n" for key, value in lines)
 
 
@@ -88,11 +95,30 @@ def _record_line(path: str, content: bytes) -> str:
 
 
 def download_arguments(wheel: str, directory: str, constraints: str, architecture: str) -> list[str]:
-    """Arguments of pip that bring the dependencies of the agent's ``wheel`` for ``architecture`` into ``directory``, as wheels only."""
+    """Arguments of pip that bring the dependencies of the agent's ``wheel`` for ``architecture`` into ``directory``, as wheels only.
+
+    They fit the oldest of ``PYTHONS``; :func:`bound_to_python` says which of them fit no other.
+    """
+    return [*_download(directory, architecture, LEAST_PYTHON), "--constraint", constraints, f"{wheel}[{EXTRAS}]"]
+
+
+def bound_to_python(files: Iterable[str]) -> list[str]:
+    """Of these wheels (file names) the distributions, as ``name==version``, that come compiled for each version of Python anew."""
+    found = (_WHEEL_NAME.fullmatch(file) for file in files if _BOUND_WHEEL.search(file))
+    return sorted({f"{match['name']}=={match['version']}" for match in found if match})
+
+
+def further_download_arguments(distributions: Sequence[str], directory: str, architecture: str, python: str) -> list[str]:
+    """Arguments of pip that bring these ``distributions``, without what they need, for another version of ``python``."""
+    return [*_download(directory, architecture, python), "--no-deps", *distributions]
+
+
+def _download(directory: str, architecture: str, python: str) -> list[str]:
     platforms = [word for glibc in _GLIBC for word in ("--platform", f"{glibc}_{architecture}")]
-    target = ["--implementation", "cp", "--python-version", LEAST_PYTHON, "--abi", "abi3", "--abi", "none", *platforms]
+    abis = [word for abi in (f"cp{python.replace('.', '')}", "abi3", "none") for word in ("--abi", abi)]
+    target = ["--implementation", "cp", "--python-version", python, *abis, *platforms]
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
-    return ["download", *quiet, "--only-binary", ":all:", *target, "--constraint", constraints, "--dest", directory, f"{wheel}[docker]"]
+    return ["download", *quiet, "--only-binary", ":all:", *target, "--dest", directory]
 
 
 def constraints(installed: Mapping[str, str]) -> str:
@@ -120,7 +146,7 @@ def requirements(digests: Mapping[str, str]) -> str:
         raise ConfigError("the agent's own wheel is missing", field="wheels")
     lines = []
     for name, version in versions.items():
-        wanted = f"{name}[docker]" if name == _DISTRIBUTION else name
+        wanted = f"{name}[{EXTRAS}]" if name == _DISTRIBUTION else name
         lines.append(" \\\n    ".join([f"{wanted}=={version}", *(f"--hash=sha256:{digest}" for digest in hashes[name])]))
     return "\n".join(lines) + "\n"
 
@@ -158,8 +184,14 @@ def write_tarball(members: Mapping[str, bytes], file: IO[bytes]) -> None:
             archive.addfile(member, io.BytesIO(content))
 
 
-def build_arguments(tag: str, directory: str, *, base_image: str = "", created: str = "") -> list[str]:
-    """Arguments of ``docker`` that build the context in ``directory``; ``created`` is an RFC 3339 time for the label.
+def tags(tag: str, version: str) -> tuple[str, ...]:
+    """The names of an image that is built as ``tag``: the default one is also known by its version, which clusters ask for."""
+    repository, _, last = tag.rpartition(":")
+    return (tag, f"{repository}:{version.replace('+', '-')}") if tag == IMAGE and last == "latest" else (tag,)
+
+
+def build_arguments(names: Sequence[str], directory: str, *, base_image: str = "", created: str = "") -> list[str]:
+    """Arguments of ``docker`` that build the context in ``directory`` as ``names``; ``created`` is an RFC 3339 time for the label.
 
     Raises:
         ConfigError: ``created`` cannot be a label's value.
@@ -167,12 +199,12 @@ def build_arguments(tag: str, directory: str, *, base_image: str = "", created: 
     base = ["--build-arg", f"BASE_IMAGE={base_image}"] if base_image else []
     labels = [word for key, value in _labels({"created": created}).items() for word in ("--label", f"{key}={value}")]
     # Without a network the build shows that it needs none.
-    return ["build", "--network", "none", *base, *labels, "--tag", tag, directory]
+    return ["build", "--network", "none", *base, *labels, *(word for name in names for word in ("--tag", name)), directory]
 
 
-def save_arguments(tag: str, file: str) -> list[str]:
-    """Arguments of ``docker`` that write the image ``tag`` to ``file``, for ``docker load``."""
-    return ["save", "--output", file, tag]
+def save_arguments(names: Sequence[str], file: str) -> list[str]:
+    """Arguments of ``docker`` that write the image with its ``names`` to ``file``, for ``docker load``."""
+    return ["save", "--output", file, *names]
 
 
 def checksum(digest: str, name: str) -> str:

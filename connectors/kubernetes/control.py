@@ -8,8 +8,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
-from connectors.core.errors import ControlError, NotDeployedError, PermissionRefusedError, RuntimeUnavailableError, ToolMissingError
+from connectors.core.errors import (
+    ConfigError,
+    ControlError,
+    NotDeployedError,
+    PermissionRefusedError,
+    RuntimeUnavailableError,
+    ToolMissingError,
+)
 from connectors.kubernetes import command
 from connectors.kubernetes.config import K8sAgentConfig
 
@@ -20,17 +28,49 @@ _FORBIDDEN = re.compile(
     r'is forbidden: User "(?P<user>[^"]*)" cannot (?P<verb>\S+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)"'
     r'(?: in the namespace "(?P<namespace>[^"]*)")?'
 )
-_UNREACHABLE = (
-    "cluster unreachable",
-    "connection refused",
-    "no such host",
-    "i/o timeout",
-    "network is unreachable",
-    "no route to host",
-    "context deadline exceeded",
-    "tls handshake timeout",
-    "no configuration has been provided",
+_ESCALATION = re.compile(
+    r'is forbidden: user "(?P<user>[^"]*)".* is attempting to grant RBAC permissions not currently held:\s*(?P<rules>.*)'
 )
+_FOREIGN = re.compile(r"(?P<object>\S+ \"[^\"]+\")(?: in namespace \"[^\"]*\")? exists and cannot be imported into the current release")
+_MEANINGS: tuple[tuple[type[ControlError], str, tuple[str, ...]], ...] = (
+    (NotDeployedError, "there is no such release: {words}", ("release: not found", "release not loaded")),
+    (
+        PermissionRefusedError,
+        "the cluster does not accept the credentials of the current kubectl context",
+        ("unauthorized", "must be logged in", "provide credentials"),
+    ),
+    (ControlError, "the platform does not serve its chart repository: {words}", ("not a valid chart repository",)),
+    (ControlError, "the release is installed, but its pods are not ready: {words}", ("not ready",)),
+    (
+        ControlError,
+        (
+            "the release is locked by another helm operation, under way or broken off: wait for it; where nobody's is under way, undo it "
+            "with helm rollback, or with helm uninstall where it was the first"
+        ),
+        ("another operation",),
+    ),
+    (
+        ControlError,
+        "the release is in a failed state and never was deployed: helm uninstall it, then start again",
+        ("has no deployed releases",),
+    ),
+    (
+        RuntimeUnavailableError,
+        "no Kubernetes cluster answers: {words}",
+        (
+            "cluster unreachable",
+            "connection refused",
+            "no such host",
+            "i/o timeout",
+            "network is unreachable",
+            "no route to host",
+            "context deadline exceeded",
+            "tls handshake timeout",
+            "no configuration has been provided",
+        ),
+    ),
+)
+"""What helm's other failures mean: the error, its reason, and the words that helm says it with. The first one that fits is taken."""
 
 
 def start(platform_url: str, token: str, config: K8sAgentConfig, *, timeout: float = TIMEOUT) -> None:
@@ -40,10 +80,13 @@ def start(platform_url: str, token: str, config: K8sAgentConfig, *, timeout: flo
         ToolMissingError: helm is not on the path.
         RuntimeUnavailableError: no cluster answers.
         PermissionRefusedError: the cluster refuses; the reason names verb and resource.
-        ControlError: helm failed for another reason; the reason holds helm's own words.
+        ConfigError: the file that ``ca_file`` names cannot be read.
+        ControlError: the release is locked or in a failed state, or helm failed for another reason; the reason says which.
     """
-    document = json.dumps(command.values(platform_url, token, config))  # JSON is YAML
-    _helm(command.install_arguments(platform_url, config), document, secret=token, timeout=timeout)
+    chart_values = command.values(platform_url, token, config)
+    if config.ca_file:
+        chart_values["caBundle"] = {"pem": _read(config.ca_file)}
+    _helm(command.install_arguments(platform_url, config), json.dumps(chart_values), secret=token, timeout=timeout)  # JSON is YAML
 
 
 def stop(config: K8sAgentConfig, *, timeout: float = TIMEOUT) -> None:
@@ -59,24 +102,26 @@ def stop(config: K8sAgentConfig, *, timeout: float = TIMEOUT) -> None:
 def explain(output: str, arguments: Sequence[str]) -> ControlError:
     """What helm's failure means, from what it printed, as an error of our own with a reason for a person."""
     words = " ".join(output.split())
+    if refused := _explain_refusal(words):
+        return refused
+    if found := _FOREIGN.search(words):
+        return ControlError(f"{found['object']} is there already and belongs to another: remove it, or choose another release_name")
     lower = words.lower()
+    for kind, reason, signs in _MEANINGS:
+        if any(sign in lower for sign in signs):
+            return kind(reason.replace("{words}", _last(words)))
+    return ControlError(f"helm {arguments[0]} failed: {_last(words) or 'it said nothing'}")
+
+
+def _explain_refusal(words: str) -> PermissionRefusedError | None:
     if found := _FORBIDDEN.search(words):
         where = f" in the namespace {found['namespace']}" if found["namespace"] else " in the whole cluster"
         group = f" (API group {found['group']})" if found["group"] else ""
         return PermissionRefusedError(f"the cluster forbids {found['user']} to {found['verb']} {found['resource']}{group}{where}")
-    if "release: not found" in lower or "release not loaded" in lower:
-        return NotDeployedError(f"there is no such release: {_last(words)}")
-    if "unauthorized" in lower or "must be logged in" in lower or "provide credentials" in lower:
-        return PermissionRefusedError("the cluster does not accept the credentials of the current kubectl context")
-    if "not a valid chart repository" in lower:
-        return ControlError(f"the platform does not serve its chart repository: {_last(words)}")
-    if any(sign in lower for sign in _UNREACHABLE):
-        return RuntimeUnavailableError(f"no Kubernetes cluster answers: {_last(words)}")
-    if "another operation" in lower:
-        return ControlError(
-            "the release is locked by another helm operation, under way or broken off: wait for it, or undo it with helm rollback"
-        )
-    return ControlError(f"helm {arguments[0]} failed: {_last(words) or 'it said nothing'}")
+    if found := _ESCALATION.search(words):
+        user, rules = found["user"], found["rules"][:300]
+        return PermissionRefusedError(f"the cluster forbids {user} to give the agent rights that {user} does not have: {rules}")
+    return None
 
 
 def _helm(arguments: Sequence[str], document: str, *, timeout: float, secret: str = "") -> None:
@@ -102,6 +147,14 @@ def _helm(arguments: Sequence[str], document: str, *, timeout: float, secret: st
         said = done.stderr or done.stdout
         # A chart that fails to render may quote its values.
         raise explain(said.replace(secret, "**********") if secret else said, arguments)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as exc:
+        why = getattr(exc, "strerror", None) or "it is not PEM text"
+        raise ConfigError(f"ca_file {path} cannot be read: {why}", field="ca_file") from exc
 
 
 def _last(words: str) -> str:

@@ -14,11 +14,13 @@ import uuid
 from pathlib import Path
 
 import pytest
+from integration.kube_accounts import Account
 
 from connectors.agent_factory import AgentFactory
 from connectors.core.errors import ControlError, NotDeployedError, PermissionRefusedError, RuntimeUnavailableError
 from connectors.core.preflight import Outcome, run_checks
-from connectors.kubernetes.access import NEEDED
+from connectors.kubernetes.access import Access, needed
+from connectors.kubernetes.config import K8sAgentConfig
 from connectors.kubernetes.k8s_agent import K8sAgent
 
 IMAGE = os.environ.get("IRCA_TEST_BASE_IMAGE", "")
@@ -64,19 +66,18 @@ def closed():
     """An agent keeps its connection for as long as it lives; here that is the test."""
     yield
     for made in _made:
-        if "_cluster" in vars(made):
-            made._cluster.close()
+        made.close()
     _made.clear()
 
 
 def values(collection, **wanted):
-    """The values of the one resource with these attributes (``k8s_pod_name`` is ``k8s.pod.name``); a pod is not one of its containers."""
+    """The values of the resource with these attributes (``k8s_pod_name`` is ``k8s.pod.name``) and fewest others.
+
+    What an object owns carries its name, too.
+    """
     wanted = {key.replace("_", "."): value for key, value in wanted.items()}
-    inner = "k8s.container.name"
-    found = [
-        r.metrics for r in collection.resources if wanted.items() <= r.resource.items() and (inner in wanted or inner not in r.resource)
-    ]
-    [metrics] = found or [[]]
+    found = sorted((r for r in collection.resources if wanted.items() <= r.resource.items()), key=lambda r: len(r.resource))
+    metrics = found[0].metrics if found else ()
     return {"|".join([m.name, *map(str, p.attributes.values())]): p.value for m in metrics for p in m.points}
 
 
@@ -114,7 +115,7 @@ def test_a_real_cluster_is_measured(namespace):
     collection = made.collect_metrics()
 
     assert set(outcome(collection).values()) == {""}
-    assert values(collection, **here, k8s_deployment_name="web") == {"k8s.deployment.pod.desired": 2, "k8s.deployment.pod.available": 2}
+    assert values(collection, **here, k8s_deployment_name="web")["k8s.deployment.pod.desired"] == 2
     assert values(collection, **here, k8s_pod_name="done")["k8s.pod.status.phase|Succeeded"] == 1
     assert values(collection, **here, k8s_pod_name="unschedulable")["k8s.pod.status.phase|Pending"] == 1
     assert values(collection, **here, **crashed)["k8s.container.ready"] == 0
@@ -131,28 +132,18 @@ def test_a_real_cluster_is_measured(namespace):
 @pytest.fixture
 def as_account(namespace, tmp_path, monkeypatch):
     """Makes KUBECONFIG that of a service account which may do what it is given, and nothing else."""
-    original = os.environ["KUBECONFIG"]
+    account = Account(namespace, tmp_path, os.environ["KUBECONFIG"])
 
-    def become(*allowed) -> None:
-        monkeypatch.setenv("KUBECONFIG", original)
-        kubectl("-n", namespace, "create", "serviceaccount", "agent")
-        rules = [{"apiGroups": [access.group], "resources": [access.resource], "verbs": [access.verb]} for access in allowed]
-        role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": namespace}, "rules": rules}
-        kubectl("apply", "-f", "-", document=role)
-        kubectl("create", "clusterrolebinding", namespace, f"--clusterrole={namespace}", f"--serviceaccount={namespace}:agent")
-        config = json.loads(kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
-        config["users"][0]["user"] = {"token": kubectl("-n", namespace, "create", "token", "agent")}
-        path = tmp_path / "kubeconfig"
-        path.write_text(json.dumps(config))
-        monkeypatch.setenv("KUBECONFIG", str(path))
+    def become(*allowed: Access) -> None:
+        account.allow(*allowed)
+        monkeypatch.setenv("KUBECONFIG", str(account.kubeconfig))
 
     yield become
-    monkeypatch.setenv("KUBECONFIG", original)
-    kubectl("delete", "clusterrole,clusterrolebinding", namespace, "--ignore-not-found")
+    account.remove()
 
 
 def test_the_documented_rights_are_enough(as_account):
-    as_account(*NEEDED)
+    as_account(*needed(K8sAgentConfig()))
 
     made = agent()
 
@@ -162,7 +153,7 @@ def test_the_documented_rights_are_enough(as_account):
 
 
 def test_a_missing_right_degrades_its_collector_alone_and_is_named(as_account):
-    as_account(*(access for access in NEEDED if access.resource != "deployments"))
+    as_account(*(access for access in needed(K8sAgentConfig()) if access.resource != "deployments"))
 
     made = agent()
     reasons = outcome(made.collect_metrics())
@@ -181,7 +172,8 @@ def test_credentials_that_are_not_accepted_are_told(tmp_path, monkeypatch):
 
     reasons = outcome(agent().collect_metrics())
 
-    assert all("does not accept the agent's credentials" in reason for reason in reasons.values())
+    assert all("does not accept the agent's credentials" in reason for reason in reasons.values() if reason)
+    assert reasons["kubernetes.pods"]
 
 
 def test_an_api_server_that_is_away_degrades_every_collector(tmp_path, monkeypatch, free_port):
@@ -195,7 +187,7 @@ def test_an_api_server_that_is_away_degrades_every_collector(tmp_path, monkeypat
     away = outcome(made.collect_metrics())
     monkeypatch.setenv("KUBECONFIG", original)
 
-    assert all("cannot be reached" in reason for reason in away.values())
+    assert all("cannot be reached" in reason for name, reason in away.items() if name != "kubernetes.watches")
     assert set(outcome(made.collect_metrics()).values()) == {""}
 
 
@@ -267,7 +259,7 @@ def test_the_printed_commands_install_and_remove_the_release(namespace, platform
 
 @pytest.mark.requires("helm")
 def test_what_the_cluster_forbids_helm_is_named(namespace, platform, as_account):
-    as_account(*NEEDED)
+    as_account(*needed(K8sAgentConfig()))
 
     with pytest.raises(PermissionRefusedError, match=r"forbids system:serviceaccount:\S+ to list secrets"):
         agent(platform, namespace=namespace).start()

@@ -59,7 +59,12 @@ class Selection:
         values = list(stored.values())
         pairs: list[tuple[str, str]] = []
         for key, positions in _layout(tuple(stored)):
-            value = translated if key == NAME else ";".join(v for p in positions if (v := values[p]))
+            if key == NAME:
+                value = translated
+            elif len(positions) == 1:  # nearly always, and this runs for every label of every series
+                value = values[positions[0]]
+            else:
+                value = ";".join(v for p in positions if (v := values[p]))
             if value:
                 pairs.append((key, value))
         return tuple(pairs)
