@@ -65,7 +65,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
         pytest.skip(f"{request.param} is not installed")
     stubs, record = tmp_path / "bin", tmp_path / "record"
     stubs.mkdir()
-    for program in ("docker", "helm", "kubectl"):
+    for program in ("curl", "docker", "helm", "kubectl"):
         _stub(stubs / program, f'printf \'%s\\0\' $# {program} "$@" >>"$RECORD"')
     _stub(stubs / "stat", f"echo {SOCKET_GROUP}")
 
@@ -160,24 +160,45 @@ def test_paths_reach_docker_as_they_are(run, path):
 @many
 @given(url=url, token=token, labels=st.dictionaries(text, text, max_size=3), ca_file=text, replicas=st.integers(1, 50))
 def test_the_helm_command_gives_helm_exactly_what_was_meant(run, url, token, labels, ca_file, replicas):
-    config = {"namespace": "monitoring", "replicas": replicas, "labels": labels, "ca_file": ca_file}
+    config = {"namespace": "monitoring", "replicas": replicas, "labels": labels, "ca_file": ca_file, "node_view": True}
     agent = AgentFactory.create_agent("kubernetes", url, token, config)
 
     add, update, upgrade = run(agent.get_deployment_command())
 
-    assert add == ["helm", "repo", "add", "incident-rca", f"{agent.platform_url}/charts", "--force-update"]
+    trust = ["--ca-file", ca_file] if ca_file else []
+    assert add == ["helm", "repo", "add", "incident-rca", f"{agent.platform_url}/charts", "--force-update", *trust]
     assert update == ["helm", "repo", "update", "incident-rca"]
     assert upgrade[:5] == ["helm", "upgrade", "--install", "incident-rca", "incident-rca/incident-rca-agent"]
     assert upgrade[5:8] == ["--namespace", "monitoring", "--create-namespace"]
-    flags = list(zip(upgrade[8::2], upgrade[9::2], strict=True))
+    assert upgrade[-3:] == ["--wait", "--timeout", "3m"]
+    flags = list(zip(upgrade[8:-3:2], upgrade[9:-3:2], strict=True))
     strings = [helm_set_string(value) for flag, value in flags if flag == "--set-string"]
     read = {".".join(path): value for path, value in strings}
     assert read.pop("platformUrl") == agent.platform_url
     assert read.pop("token") == token
-    assert [value for flag, value in flags if flag == "--set"] == [f"replicas={replicas}"]
+    assert [value for flag, value in flags if flag == "--set"] == [f"replicas={replicas}", "nodeView.enabled=true"]
+    files = [helm_set_string(value) for flag, value in flags if flag == "--set-file"]
+    assert files == ([(["caBundle", "pem"], ca_file)] if ca_file else [])
     environment = {path.removeprefix("config.").upper(): value for path, value in read.items()}
     read_back = type(agent.config).from_environment(environment)
-    assert (read_back.labels, read_back.ca_file) == (labels, ca_file)
+    assert read_back.labels == labels
+
+
+@many
+@given(token=token, labels=st.dictionaries(text, text, max_size=3), ca_file=text)
+def test_the_other_commands_for_a_cluster_keep_the_token_out_of_every_argument(run, token, labels, ca_file):
+    token = f"agent_{token}"
+    agent = AgentFactory.create_agent("kubernetes", "https://p.example.com", token, {"labels": labels, "ca_file": ca_file})
+
+    by_title = dict(agent.get_alternatives())
+
+    assert len(by_title) == 4
+    for title, command in by_title.items():
+        calls = run(command)
+        assert not [word for call in calls for word in call if token in word]
+        assert token not in title
+        if "Helm" not in title and "kubectl" not in title:
+            assert calls[-1][:4] == ["helm", "upgrade", "--install", "incident-rca"]
 
 
 @pytest.mark.parametrize(
@@ -212,16 +233,17 @@ def test_a_socket_elsewhere_is_mounted_and_its_group_is_asked_of_the_host(run):
 
 @pytest.mark.requires("helm")
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(token=token, labels=st.dictionaries(text, text, max_size=3), ca_file=text)
-def test_real_helm_reads_the_values_as_they_were_meant(tmp_path, token, labels, ca_file):
+@given(token=token, labels=st.dictionaries(text, text, max_size=3))
+def test_real_helm_reads_the_values_as_they_were_meant(tmp_path, token, labels):
     chart = tmp_path / "chart"
     (chart / "templates").mkdir(parents=True, exist_ok=True)
     (chart / "Chart.yaml").write_text("apiVersion: v2\nname: probe\nversion: 0.0.1\n")
     (chart / "templates" / "values.yaml").write_text("values: {{ .Values | toJson | b64enc }}\n")
-    agent = AgentFactory.create_agent("kubernetes", "https://p.example.com", token, {"labels": labels, "ca_file": ca_file, "replicas": 3})
+    config = {"labels": labels, "replicas": 3, "features": ["secrets"], "image": "r:5000/a:1", "image_pull_secrets": ["x", "y"]}
+    agent = AgentFactory.create_agent("kubernetes", "https://p.example.com", token, config)
     last = agent.get_deployment_command().rpartition("&& \\\n")[2]
     command = last.replace("helm upgrade --install incident-rca incident-rca/incident-rca-agent", 'helm template x "$CHART"')
-    command = command.replace("--create-namespace", "")
+    command = command.replace("--create-namespace", "").replace("--wait --timeout 3m", "")
 
     done = subprocess.run(["bash", "-c", command], env={**os.environ, "CHART": str(chart)}, capture_output=True, timeout=60, check=False)
 

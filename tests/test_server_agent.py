@@ -234,7 +234,7 @@ def test_the_state_directory_can_be_configured():
 def test_preflight_finds_nothing_wrong_here():
     results = {result.name: result for result in run_checks(server().preflight())}
     assert results["collectors"].outcome is Outcome.PASS
-    assert "9 collectors read" in results["collectors"].detail
+    assert "11 collectors read" in results["collectors"].detail
     assert results["host-id"].outcome in (Outcome.PASS, Outcome.WARN)
 
 

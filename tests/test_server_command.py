@@ -19,7 +19,7 @@ URL = "https://platform.example.com/base"
 TOKEN = "agent_prod-cluster_s3cr3t"
 
 LINUX = """\
-curl -fsSL https://platform.example.com/base/install/linux.sh | \\
+{ curl -fsSL https://platform.example.com/base/install/linux.sh || echo exit 1; } | \\
   PLATFORM_API_URL=https://platform.example.com/base AGENT_TOKEN=agent_prod-cluster_s3cr3t LOG_LEVEL=debug LABELS='team=it'"'"'s ours' \\
   bash"""
 
@@ -58,7 +58,9 @@ def test_the_deployment_command_of_each_system_is_as_agreed(system, expected):
 
 
 def test_the_default_is_linux():
-    assert server().get_deployment_command().startswith("curl -fsSL https://platform.example.com/base/install/linux.sh |")
+    assert (
+        server().get_deployment_command().startswith("{ curl -fsSL https://platform.example.com/base/install/linux.sh || echo exit 1; } |")
+    )
 
 
 def test_planning_touches_neither_disk_nor_network_and_is_the_same_every_time(tmp_path, monkeypatch):
@@ -99,7 +101,7 @@ class Stubs:
             f'{posix(env)} -0 > {posix(str(folder / "env"))}"-${{0##*/}}"\n'
             f'if [ "${{0##*/}} $1" = "brew --prefix" ]; then printf "%s\\n" {posix(str(self.prefix))}; fi\n'
         )
-        for name in ("curl", "bash", "brew", "rm", "incident-rca-agent"):
+        for name in ("curl", "bash", "brew", "rm", "incident-rca-agent", "wget", "sha256sum"):
             (folder / name).write_text(self._script)
             (folder / name).chmod(0o755)
         (folder / "mkdir").symlink_to(shutil.which("mkdir"))
@@ -191,7 +193,7 @@ def test_the_macos_command_leaves_the_configuration_in_a_private_file_that_a_she
 def test_the_macos_uninstall_command_removes_configuration_and_state(stubs, options):
     config = ServerConfig.from_mapping({**options, "os": "macos"})
     calls = stubs.run("sh", command.uninstall_command(config, URL))
-    removed = [f"{stubs.prefix}/etc/incident-rca", f"{stubs.prefix}/var/lib/incident-rca"]
+    removed = [f"{stubs.prefix}/etc/incident-rca", f"{stubs.prefix}/var/lib/incident-rca", f"{stubs.prefix}/var/log/incident-rca-agent.log"]
     assert calls[-1] == ["rm", "-rf", *removed, *([config.state_dir] if config.state_dir else [])]
     assert [call[1] for call in calls[:-1]] == ["services", "uninstall", "untap"]
 
@@ -244,20 +246,104 @@ def test_a_value_that_no_environment_can_carry_is_refused_with_its_option():
     assert caught.value.field == "labels"
 
 
-@pytest.mark.parametrize("system", ["linux", "macos", "windows"])
-def test_the_instructions_are_numbered_and_say_what_is_not_available_yet(system):
-    agent = server(os=system, ca_file="/etc/ca.pem")
+@pytest.mark.parametrize("shell", SHELLS)
+@bounded
+@given(options=configs)
+def test_the_other_ways_to_install_hand_on_the_same_configuration(stubs, shell, options):
+    config = ServerConfig.from_mapping(options)
+    name, trust = config.service_name, ["--cacert", config.ca_file] if config.ca_file else []
+    script = f"{URL}/install/linux.sh"
+    checked, asked, content, by_file, by_wget, dry = (text for _, text in command.alternatives(config, URL, TOKEN))
+    expected = carried(config) | service(config)
+    without_token = {key: value for key, value in expected.items() if key != "AGENT_TOKEN"}
+
+    calls = [["bash", "linux.sh"], ["curl", "-fsSL", *trust, "-o", "linux.sh", script], ["curl", "-fsSL", *trust, f"{script}.sha256"]]
+    assert stubs.run(shell, checked) == sorted([*calls, ["sha256sum", "-c", "-"]])
+    assert stubs.environment("bash") == expected
+    assert stubs.run(shell, asked) == [["bash"], download(config)]
+    assert stubs.environment("bash") == without_token
+    assert content == f"{TOKEN}\n"
+    assert stubs.run(shell, by_file) == [["bash"], download(config)]
+    assert stubs.environment("bash") == without_token | {"TOKEN_FILE": f"{name}.token"}
+    trust = [f"--ca-certificate={config.ca_file}"] if config.ca_file else []
+    assert stubs.run(shell, by_wget) == [["bash"], ["wget", "-qO-", *trust, script]]
+    assert stubs.environment("bash") == expected
+    assert stubs.run(shell, dry) == [["bash", "-s", "--", "--dry-run"], download(config)]
+    assert stubs.environment("bash") == expected
+
+
+def test_a_checksum_that_the_platform_tells_is_pinned_in_the_command(monkeypatch):
+    agent = server()
+    monkeypatch.setattr(type(agent), "install_script_sha256", "ab" * 32)
+    (_, checked), *_ = agent.get_alternatives()
+    assert f"echo '{'ab' * 32}  linux.sh' | sha256sum -c - &&" in checked
+    assert "linux.sh.sha256" not in checked
+
+
+def test_the_instructions_for_linux_say_what_the_command_does_and_hold_no_token():
+    text = server(service_name="other").get_instructions()
+    numbers = re.findall(r"^(\d+)\. ", text, re.MULTILINE)
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    assert "as the service other under a user of its own" in text
+    assert "--dry-run" in text
+    assert "not available" not in text.lower()
+    assert TOKEN not in text
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ("macos", ["without sudo", "brew upgrade incident-rca-agent", "install/homebrew-agent.git/info/refs says why", "launchd daemon"]),
+        (
+            "windows",
+            ["as administrator", "as the service other under an account of its own", "Python 3.11 or newer installed for all users"],
+        ),
+    ],
+)
+def test_the_instructions_for_other_systems_say_what_the_command_needs_and_that_it_was_not_run(system, words):
+    agent = server(os=system, service_name="other")
     text = agent.get_instructions()
     numbers = re.findall(r"^(\d+)\. ", text, re.MULTILINE)
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
-    assert text.startswith("1. Not available yet")
-    assert "-m pip install incident-rca" in text
-    for line in server(os=system, ca_file="/etc/ca.pem", token="<agent_token>").get_run_command().splitlines():
-        assert line.strip() in text
+    for word in [*words, "was run and what was only checked"]:
+        assert word in text
+    assert "not available" not in text.lower()
     assert agent.agent_token not in text
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@bounded
+@given(options=configs)
+def test_a_mac_without_homebrew_is_given_the_same_configuration(stubs, shell, options):
+    config = ServerConfig.from_mapping({**options, "os": "macos"})
+    daemon, checked, asked, dry, remove = (text for _, text in command.alternatives(config, URL, TOKEN))
+    trust = ["--cacert", config.ca_file] if config.ca_file else []
+    script = ["curl", "-fsSL", *trust, f"{URL}/install/macos.sh"]
+    for text, words in ((daemon, []), (asked, []), (dry, ["-s", "--", "--dry-run"])):
+        assert stubs.run(shell, text) == [["bash", *words], script]
+        expected = carried(config) if text != asked else {k: v for k, v in carried(config).items() if k != "AGENT_TOKEN"}
+        assert stubs.environment("bash") == expected
+    assert stubs.run(shell, remove) == [["bash", "-s", "--", "--uninstall"], script]
+    assert TOKEN not in asked + remove
+    assert "| shasum -a 256 -c - &&" in checked
+
+
+def test_the_alternatives_for_windows_check_the_script_first_ask_for_the_token_or_change_nothing():
+    checked, asked, dry = (text for _, text in server(os="windows", service_name="other").get_alternatives())
+    script = f"'{URL}/install/windows.ps1"
+    for text in (checked, asked, dry):
+        assert f"Invoke-WebRequest -UseBasicParsing -Uri {script}' -OutFile windows.ps1;" in text
+        assert "$env:SERVICE_NAME = 'other';" in text
+    assert f"-ne (Invoke-RestMethod -UseBasicParsing -Uri {script}.sha256').Split(' ')[0]) {{ Write-Error" in checked
+    assert TOKEN not in asked
+    assert dry.splitlines()[-2].endswith("-File windows.ps1 -DryRun;")
+    assert checked.splitlines()[-1] == dry.splitlines()[-1] == "Remove-Item -Path Env:AGENT_TOKEN"
+
+
 def test_a_private_ca_is_named_where_the_download_cannot_be_told_about_it():
-    assert "GIT_SSL_CAINFO=/etc/ca.pem" in server(os="macos", ca_file="/etc/ca.pem").get_instructions()
+    assert (
+        "add-trusted-cert -d -k /Library/Keychains/System.keychain /etc/ca.pem"
+        in server(os="macos", ca_file="/etc/ca.pem").get_instructions()
+    )
     assert "certificate store" in server(os="windows", ca_file=r"C:\ca.pem").get_instructions()
     assert "--cacert /etc/ca.pem" in server(ca_file="/etc/ca.pem").get_deployment_command()

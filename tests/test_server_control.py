@@ -216,6 +216,18 @@ def test_a_service_that_launchd_does_not_know_is_loaded(stubs, launchd, tmp_path
     ]
 
 
+def test_root_controls_the_install_scripts_daemon_where_there_is_one(stubs, launchd, tmp_path):
+    stubs.answer("launchctl", {"print": (113, UNKNOWN), "bootstrap": (0, "")})
+    launchd()
+    (tmp_path / "daemons" / f"{Launchd.DAEMON_LABEL}.plist").touch()
+    launchd().start()
+    launchd(501).start()
+    assert [call.rsplit("/", 1)[-1] for call in stubs.calls if "bootstrap" in call] == [
+        f"{Launchd.DAEMON_LABEL}.plist",
+        f"{Launchd.LABEL}.plist",
+    ]
+
+
 def test_a_loaded_service_is_started_only_if_it_does_not_run(stubs, launchd):
     stubs.answer("launchctl", {"print": [(0, CRASHED), (0, RUNNING)], "kickstart": (0, "")})
     launchd().start()

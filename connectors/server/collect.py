@@ -1,8 +1,8 @@
 """Collectors of a server agent: what the operating system counts, under OpenTelemetry's names.
 
-They are read every few seconds on somebody's machine, so each reads few files, none reads anything for each process or socket, and
-attributes are built once. The points of a host that does not change keep their order and number from the second round on (CPU
-utilisation needs two samples), which lets the platform recognise them. Counters start when the host booted.
+They are read every few seconds on somebody's machine, so each reads few files, none reads anything for each process or socket unless
+it was asked for, and attributes are built once. The points of a host that does not change keep their order and number from the second
+round on (CPU utilisation needs two samples), which lets the platform recognise them. Counters start when the host booted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from connectors.core.telemetry import Attributes, Kind, Metric, Point
 from connectors.server.config import ServerConfig
 from connectors.server.filesystems import FilesystemCollector
 from connectors.server.host_collector import BootTime, Exclusion, HostCollector, read_proc
+from connectors.server.processes import FileDescriptorCollector, TopProcessCollector
+from connectors.server.units_collector import UnitsCollector
 
 _IO_DIRECTIONS: Final = ("read", "write")
 _NETWORK_DIRECTIONS: Final = ("receive", "transmit")
@@ -36,7 +38,7 @@ _CPU_MODES: Final = (
 
 
 def make_collectors(config: ServerConfig, resource: Attributes) -> list[Collector]:
-    """The collectors that ``config`` selects, in the order of its list; all report for ``resource``."""
+    """The collectors that ``config`` selects, in the order of its list, then the one of the top processes; all report for ``resource``."""
     boot = BootTime()
     makers: dict[str, Callable[[], Collector]] = {
         "cpu": lambda: CpuCollector(resource, boot, per_core=config.cpu_per_core),
@@ -53,8 +55,13 @@ def make_collectors(config: ServerConfig, resource: Attributes) -> list[Collecto
         "network": lambda: NetworkCollector(resource, boot, Exclusion(config.network_exclude_interfaces)),
         "processes": lambda: ProcessCollector(resource),
         "uptime": lambda: UptimeCollector(resource),
+        "file_descriptors": lambda: FileDescriptorCollector(resource),
+        "systemd": lambda: UnitsCollector(resource, config.systemd_units),
     }
-    return [makers[name]() for name in config.collectors]
+    collectors = [makers[name]() for name in config.collectors]
+    if config.top_processes:
+        collectors.append(TopProcessCollector(resource, config.top_processes, arguments=config.top_process_arguments))
+    return collectors
 
 
 class CpuCollector(HostCollector):

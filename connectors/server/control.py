@@ -1,7 +1,7 @@
 """Control of an installed server agent through the service manager of the machine that this runs on.
 
-Linux: systemctl. macOS: launchctl (a service that Homebrew installed). Windows: ``sc`` to ask and ``net`` to act, for ``net`` waits
-until the service has started or stopped. Starting what runs and stopping what stands change nothing.
+Linux: systemctl. macOS: launchctl (the install script's daemon or Homebrew's service). Windows: ``sc`` to ask and ``net`` to act, for
+``net`` waits until the service has started or stopped. Starting what runs and stopping what stands change nothing.
 """
 
 from __future__ import annotations
@@ -142,15 +142,21 @@ class Systemd:
 
 
 class Launchd:
-    """``launchctl``, on the service that Homebrew made of the formula: the system's for root, the user's otherwise."""
+    """``launchctl``, on the daemon that the install script made or the service that Homebrew made of the formula.
+
+    For root that is the system's one (the script's where both are there), for everybody else the user's own that Homebrew made.
+    """
 
     LABEL: Final = "homebrew.mxcl.incident-rca-agent"
+    DAEMON_LABEL: Final = "io.incident-rca.agent"
 
     def __init__(self, *, uid: int | None = None, home: Path | None = None, system_daemons: Path = Path("/Library/LaunchDaemons")) -> None:
         uid = (os.geteuid() if hasattr(os, "geteuid") else 0) if uid is None else uid
         self._domain = f"gui/{uid}" if uid else "system"
-        self._target = f"{self._domain}/{self.LABEL}"
-        self._plist = ((home or Path.home()) / "Library" / "LaunchAgents" if uid else system_daemons) / f"{self.LABEL}.plist"
+        directory = (home or Path.home()) / "Library" / "LaunchAgents" if uid else system_daemons
+        label = self.DAEMON_LABEL if not uid and (directory / f"{self.DAEMON_LABEL}.plist").exists() else self.LABEL
+        self._target = f"{self._domain}/{label}"
+        self._plist = directory / f"{label}.plist"
 
     def start(self) -> None:
         """Load the service where launchd does not know it, start it where it does not run."""
@@ -210,7 +216,7 @@ class Launchd:
     def _require_plist(self) -> None:
         if not self._plist.exists():
             raise NotDeployedError(
-                f"there is no service {self.LABEL} on this machine ({self._plist} is missing); run the deployment command first"
+                f"there is no service {self._plist.stem} on this machine ({self._plist} is missing); run the deployment command first"
             )
 
 

@@ -7,6 +7,7 @@ and not asked again until that call has come back.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -28,6 +29,8 @@ _LOCAL_TYPES: Final = re.compile(
 )
 _STATES: Final = ("used", "free", "reserved")
 _MOST_NAMED: Final = 3
+_MOUNT_POINT, _OPTIONS = 4, 2
+"""Fields of a line of mountinfo: before its hyphen, and after."""
 
 Sizes = tuple[int, int, int]
 """Bytes used, free for everybody, and reserved for the superuser: together the filesystem's size."""
@@ -174,7 +177,25 @@ def measure_filesystem(mountpoint: str) -> Sizes:
 
 
 def _partitions() -> list[tuple[str, str, str, str]]:
-    return [(part.device, part.mountpoint, part.fstype, part.opts) for part in psutil.disk_partitions(all=True)]
+    real: dict[str, str] = {}
+    with contextlib.suppress(OSError):  # then the mounts' own options must do
+        real = superblock_options(read_proc("self/mountinfo").decode(errors="replace")) if psutil.LINUX else {}
+    parts = psutil.disk_partitions(all=True)
+    return [(part.device, part.mountpoint, part.fstype, real.get(part.mountpoint, part.opts)) for part in parts]
+
+
+def superblock_options(table: str) -> dict[str, str]:
+    """Options of the filesystems themselves by mount point, from the text of ``mountinfo``.
+
+    Those of the mounts do not tell what the host's are: a sandboxed service (systemd's ``ProtectSystem``) sees all of them read-only.
+    """
+    found = {}
+    for line in table.splitlines():
+        mount, separator, filesystem = line.partition(" - ")
+        words, kinds = mount.split(" "), filesystem.split(" ")
+        if separator and len(words) > _MOUNT_POINT and len(kinds) > _OPTIONS:
+            found[re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), words[_MOUNT_POINT])] = kinds[_OPTIONS]
+    return found
 
 
 def _is_path(device: str) -> bool:

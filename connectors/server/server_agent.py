@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from connectors.core.agent_config import AgentConfig
 from connectors.core.base_agent import BaseAgent
 from connectors.core.collector import Collector, run_collectors
 from connectors.core.preflight import Check, Outcome
-from connectors.core.telemetry import Attributes, Collection
+from connectors.core.telemetry import Attributes, Collection, Event
 from connectors.server import host
 from connectors.server.config import ServerConfig
 
 if TYPE_CHECKING:
+    from connectors.server.changes.watch import ChangeWatch
     from connectors.server.control import ServiceStatus
 
 _NO_ADVICE: Final = ""
@@ -39,8 +42,12 @@ class ServerAgent(BaseAgent):
     config: ServerConfig
     default_state_dir: ClassVar[str] = host.default_state_dir(sys.platform, os.environ, privileged=host.is_privileged())
 
+    install_script_sha256: ClassVar[str] = ""
+    """Checksum of the Linux install script as the platform serves it, where the platform tells it: pinned in printed commands."""
+
     _host: Attributes | None = None
     _collectors: Sequence[Collector] | None = None
+    _changes: ChangeWatch | None = None
 
     # Control: on the machine where this is called.
 
@@ -87,10 +94,16 @@ class ServerAgent(BaseAgent):
         return command.run_command(self.config, self.platform_url, self.agent_token)
 
     def get_instructions(self) -> str:
-        """Numbered steps for a person, with what works in this version. They hold the token, as the command does."""
+        """Numbered steps for a person, with what works in this version."""
         from connectors.server import command  # noqa: PLC0415 - see the module
 
         return command.instructions(self.config, self.platform_url)
+
+    def get_alternatives(self) -> Sequence[tuple[str, str]]:
+        """With the script's checksum compared first, with the token kept out of the command, a dry run; macOS: without Homebrew."""
+        from connectors.server import command  # noqa: PLC0415 - see the module
+
+        return command.alternatives(self.config, self.platform_url, self.agent_token, self.install_script_sha256)
 
     def get_uninstall_command(self) -> str:
         """The command that removes the agent and all it left; needs no token."""
@@ -101,7 +114,22 @@ class ServerAgent(BaseAgent):
     # Runtime: on the host.
 
     def _gather_data(self) -> Collection:
-        return run_collectors(self._ready_collectors(), self.resource())
+        collection = run_collectors(self._ready_collectors(), self.resource())
+        if self._changes is None or not (failed := self._changes.failures()):
+            return collection
+        # A watcher that fails degrades the agent, as a collector does.
+        return replace(collection, collectors=[*collection.collectors, *failed])
+
+    def watch(self, emit: Callable[[Event], None], stopping: threading.Event) -> None:
+        """Tell what changes on the host (:mod:`connectors.server.changes`) until ``stopping`` is set."""
+        if not self.config.change_watchers:
+            stopping.wait()
+            return
+        if self._changes is None:
+            from connectors.server.changes.assemble import make_watch  # noqa: PLC0415 - only a running agent watches
+
+            self._changes = make_watch(self.config, self.resource(), self.state_dir)
+        self._changes.run(emit, stopping)
 
     def resource(self) -> Attributes:
         """The host's resource attributes, ``host.id`` first; found out once."""

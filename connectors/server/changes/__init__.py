@@ -1,0 +1,1 @@
+"""What changes on a host, each change an event with before and after. One module a watcher; ``watch.py`` runs them in turn."""
