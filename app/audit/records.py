@@ -39,6 +39,10 @@ class Actor:
     client_address: str = ""
     user_agent: str = ""
 
+    def __str__(self) -> str:
+        """The name."""
+        return self.name
+
 
 SYSTEM = Actor("system", "system", "the platform")
 """The platform acting by itself."""

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from sqlalchemy import ColumnElement
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.audit import repository
 from app.audit.records import Actor, Target, changed, redacted
+from app.audit.views import AuditEntry
 from app.db.models import AuditRow
 from app.db.session import Database
+from app.errors import FieldError, InvalidRequestError
+from app.events.views import Page
+
+EXPORT_PAGE = 500
+"""Entries that an export reads at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which entries are wanted; None and empty let all pass. ``start`` is inclusive, ``end`` exclusive."""
+
+    actor_id: str | None = None
+    action: str | None = None
+    target_kind: str | None = None
+    target_id: str | None = None
+    environment_name: str | None = None
+    outcome: str | None = None
+    search: str = ""
+    start: datetime | None = None
+    end: datetime | None = None
 
 
 class AuditService:
@@ -80,3 +107,67 @@ class AuditService:
         """Log an act that has no transaction of its own, such as a refused one. Durable on return."""
         async with self._database.write() as session:
             self.add(session, actor, action, target, outcome=outcome, reason=reason, after=after)
+
+    async def list_entries(self, wanted: AuditFilter, cursor: str | None = None, limit: int = 50) -> Page[AuditEntry]:
+        """Entries that meet the filter, newest first.
+
+        Raises:
+            InvalidRequestError: the cursor is not one of this list, or a time carries no zone.
+        """
+        async with self._database.read() as session:
+            rows = await repository.newest_first(session, _conditions(wanted), _decode(cursor), limit + 1)
+        items = [AuditEntry.model_validate(row, from_attributes=True) for row in rows[:limit]]
+        return Page[AuditEntry](items=items, next_cursor=_encode(items[-1]) if len(rows) > limit else None)
+
+    async def export(self, wanted: AuditFilter) -> AsyncIterator[AuditEntry]:
+        """Every entry that meets the filter, newest first, read page by page."""
+        cursor: str | None = None
+        while True:
+            page = await self.list_entries(wanted, cursor, EXPORT_PAGE)
+            for entry in page.items:
+                yield entry
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def drop_older(self, seconds: float) -> int:
+        """Apply retention; how many entries were dropped."""
+        async with self._database.write() as session:
+            return await repository.delete_older(session, datetime.fromtimestamp(self._clock() - seconds, UTC))
+
+
+def _conditions(wanted: AuditFilter) -> list[ColumnElement[bool]]:
+    equal = (
+        (AuditRow.actor_id, wanted.actor_id),
+        (AuditRow.action, wanted.action),
+        (AuditRow.target_kind, wanted.target_kind),
+        (AuditRow.target_id, wanted.target_id),
+        (AuditRow.environment_name, wanted.environment_name),
+        (AuditRow.outcome, wanted.outcome),
+    )
+    conditions: list[ColumnElement[bool]] = [column == value for column, value in equal if value]
+    if wanted.search:
+        conditions.append(repository.contains(wanted.search))
+    for name, time in (("start", wanted.start), ("end", wanted.end)):
+        if time is not None and time.tzinfo is None:
+            raise InvalidRequestError("the request is not valid", errors=[FieldError(name, "must carry its time zone")])
+    if wanted.start is not None:
+        conditions.append(AuditRow.time >= wanted.start)
+    if wanted.end is not None:
+        conditions.append(AuditRow.time < wanted.end)
+    return conditions
+
+
+def _encode(last: AuditEntry) -> str:
+    return base64.urlsafe_b64encode(json.dumps([last.time.isoformat(), last.id]).encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str | None) -> repository.Position | None:
+    if cursor is None:
+        return None
+    try:
+        time, entry_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        moment = datetime.fromisoformat(time)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)), str(entry_id)
+    except (ValueError, TypeError, binascii.Error) as exc:
+        raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")]) from exc

@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from fnmatch import fnmatchcase
 
+from app.audit.records import SYSTEM, Actor, Target
+from app.audit.service import AuditService
 from app.auth import repository
+from app.auth.rate_limit import FailureLimit
 from app.db.models import ApiKeyRow, BrowserSessionRow
 from app.db.session import Database
 from app.errors import (
@@ -31,6 +34,10 @@ from app.errors import (
 SESSION_COOKIE = "irca_session"
 """Name of the cookie that carries a browser's session token."""
 SESSION_LIFETIME = timedelta(days=7)
+SIGN_IN_BURST, SIGN_IN_EVERY = 10, 30.0
+"""Failed sign-ins that an address may make at once, and seconds after which it may make one more."""
+EVERYWHERE = ("*",)
+"""Patterns of environments that leave out none."""
 _KEY_PREFIX = "irca_"
 _PRESET_AT_LEAST = 20
 _SHOWN = 10  # characters of a key that lists show: enough to recognise it, far too few to guess the rest
@@ -84,9 +91,11 @@ class Identity:
 class AuthService:
     """Keeps the keys; all of them are in memory, the database is their durable copy."""
 
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float], audit: AuditService | None = None) -> None:
         self._database = database
         self._clock = clock
+        self._audit = audit or AuditService(database, clock)
+        self._failures = FailureLimit(SIGN_IN_BURST, SIGN_IN_EVERY, clock)
         self._keys: dict[bytes, ApiKeyRow] = {}
         self._used: dict[str, datetime] = {}
 
@@ -115,17 +124,33 @@ class AuthService:
         _, text = await self.create_key("first", Role.ADMIN)
         return text
 
-    async def create_key(self, name: str, role: Role, expires_in: timedelta | None = None) -> tuple[ApiKeyRow, str]:
-        """A new key: its record, and its text, which nobody can learn again."""
+    async def create_key(
+        self,
+        name: str,
+        role: Role,
+        expires_in: timedelta | None = None,
+        *,
+        environments: Sequence[str] = EVERYWHERE,
+        actor: Actor = SYSTEM,
+    ) -> tuple[ApiKeyRow, str]:
+        """A new key: its record, and its text, which nobody can learn again.
+
+        Args:
+            name: who or what will use it.
+            role: what it may do.
+            expires_in: how long it lasts; None for ever.
+            environments: patterns of the environments in which it may do that.
+            actor: who makes it.
+        """
         text = _KEY_PREFIX + secrets.token_urlsafe(32)
-        row = await self._insert(name, role, text, self._now() + expires_in if expires_in else None)
+        row = await self._insert(name, role, text, self._now() + expires_in if expires_in else None, environments, actor)
         return row, text
 
     def list_keys(self) -> list[ApiKeyRow]:
         """All keys, oldest first."""
         return sorted(self._keys.values(), key=lambda row: (row.created_at, row.id))
 
-    async def revoke_key(self, key_id: str) -> None:
+    async def revoke_key(self, key_id: str, actor: Actor = SYSTEM) -> None:
         """Revoke a key and end its browser sessions, at once.
 
         Raises:
@@ -141,6 +166,7 @@ class AuthService:
         row.revoked_at = self._now()
         async with self._database.write() as session:
             await repository.set_revoked(session, key_id, row.revoked_at)
+            self._audit.add(session, actor, "api-key.revoke", Target("api-key", row.id, row.name))
 
     def verify_key(self, text: str) -> Identity:
         """Who holds this key.
@@ -155,18 +181,28 @@ class AuthService:
         self._used[row.id] = self._now()
         return identity
 
-    async def open_session(self, text: str) -> tuple[str, datetime]:
+    async def open_session(self, text: str, client_address: str = "", user_agent: str = "") -> tuple[str, datetime]:
         """A browser session for the holder of this key: its token and when it ends.
 
         Raises:
             UnauthenticatedError: as :meth:`verify_key`.
+            TooManyRequestsError: too many have failed from this address; it says when to try again.
         """
-        identity = self.verify_key(text)
+        self._failures.check(client_address)
+        try:
+            identity = self.verify_key(text)
+        except UnauthenticatedError as exc:
+            self._failures.failed(client_address)
+            nobody = Actor("anonymous", "", "somebody", client_address, user_agent)
+            await self._audit.record(nobody, "session.open", Target("session", ""), outcome="refused", reason=exc.reason)
+            raise
         now, token = self._now(), secrets.token_urlsafe(32)
         row = BrowserSessionRow(token_hash=_digest(token), api_key_id=identity.key_id, created_at=now, expires_at=now + SESSION_LIFETIME)
         async with self._database.write() as session:
             await repository.delete_expired_sessions(session, now)
             session.add(row)
+            actor = Actor("session", identity.key_id, identity.name, client_address, user_agent)
+            self._audit.add(session, actor, "session.open", Target("api-key", identity.key_id, identity.name))
         return token, row.expires_at
 
     async def session(self, token: str) -> Identity | None:
@@ -195,11 +231,20 @@ class AuthService:
             async with self._database.write() as session:
                 await repository.set_last_used(session, used)
 
-    async def _insert(self, name: str, role: Role, text: str, expires_at: datetime | None) -> ApiKeyRow:
+    async def _insert(
+        self,
+        name: str,
+        role: Role,
+        text: str,
+        expires_at: datetime | None,
+        environments: Sequence[str] = EVERYWHERE,
+        actor: Actor = SYSTEM,
+    ) -> ApiKeyRow:
         row = ApiKeyRow(
             id=str(uuid.uuid4()),
             name=name,
             role=role.name.lower(),
+            environments=list(environments),
             prefix=text[:_SHOWN],
             key_hash=_digest(text),
             created_at=self._now(),
@@ -207,8 +252,10 @@ class AuthService:
             last_used_at=None,
             revoked_at=None,
         )
+        after = {"role": row.role, "environments": row.environments, "expires_at": expires_at.isoformat() if expires_at else None}
         async with self._database.write() as session:
             session.add(row)
+            self._audit.add(session, actor, "api-key.create", Target("api-key", row.id, name), after=after)
         self._keys[row.key_hash] = row
         return row
 

@@ -1,0 +1,1 @@
+"""Webhooks: events delivered to other systems, signed, in order, at least once."""
