@@ -1,9 +1,10 @@
 """Enrolment: tokens in, instances with credentials of their own out.
 
 A token ``agent_<environment>_<random>`` is kept as a digest, with an expiry and a number of machines that it may enrol; the same
-machine again is free, and a kubernetes token is bound to the cluster that used it first. First contact exchanges it for the
-instance's own credential. The new credential is a *candidate* until the instance has used it; only then is the old one dropped, so a
-lost answer locks nobody out.
+machine again is free. A kubernetes token counts clusters instead: one that has used it may enrol pods for ever, past the token's expiry
+too, for pods are replaced for years and lose their credential with their disk; only revocation ends that. First contact exchanges the
+token for the instance's own credential. The new credential is a *candidate* until the instance has used it; only then is the old one
+dropped, so a lost answer locks nobody out.
 """
 
 from __future__ import annotations
@@ -19,14 +20,27 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.audit.records import SYSTEM, Actor, Target
+from app.audit.service import AuditService
 from app.auth.principal import Principal
 from app.db.models import EnrolmentTokenRow, TokenUseRow
 from app.db.session import Database
-from app.errors import NotFoundError, TokenExpiredError, TokenRevokedError, TokenUnknownError, TokenUsedUpError, UnauthenticatedError
+from app.errors import (
+    ClusterUnknownError,
+    ConflictError,
+    NotFoundError,
+    TokenExpiredError,
+    TokenRevokedError,
+    TokenUnknownError,
+    TokenUsedUpError,
+    UnauthenticatedError,
+)
 from app.events import catalogue
+from app.events.event_type import EventType
 from app.events.records import EventRecord
 from app.events.service import EventService
 from app.fleet import repository
+from app.fleet.deployments import Deployments
 from app.fleet.registry import Agent, Instance, Registry
 from app.fleet.status import late_after
 from app.fleet.views import Status
@@ -35,6 +49,11 @@ FINGERPRINT = "irca.machine.fingerprint"
 CLUSTER = "k8s.cluster.uid"
 SPLIT_WINDOW = 600.0
 """Seconds within which a second replacement of an instance that is still talking means two writers, not a reinstallation."""
+
+CLUSTER_RETRY = 10.0
+"""Seconds after which a pod that could not name its cluster should try again."""
+TOLD_AGAIN = 600.0
+"""Seconds after which a refusal that passes by itself is recorded again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +73,26 @@ def digest(text: str) -> bytes:
 class Enrolment:
     """Tokens, credentials and first contacts."""
 
-    def __init__(self, database: Database, registry: Registry, events: EventService, clock: Callable[[], float], interval: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        events: EventService,
+        audit: AuditService,
+        clock: Callable[[], float],
+        interval: float,
+        deployments: Deployments,
+    ) -> None:
         self._database = database
+        self._deployments = deployments
         self._registry = registry
         self._events = events
+        self._audit = audit
         self._clock = clock
         self._interval = interval
         self._tokens: dict[bytes, EnrolmentTokenRow] = {}
         self._replaced: dict[str, float] = {}
+        self._told: dict[tuple[bytes, str], float] = {}
         self._lock = asyncio.Lock()
 
     async def issue_token(self, session: AsyncSession, agent: Agent, lifetime: float, max_uses: int = 1) -> tuple[str, EnrolmentTokenRow]:
@@ -96,7 +127,7 @@ class Enrolment:
         return Principal("enrolment", agent.id, agent.agent_type, agent.environment_name, None)
 
     async def token(self, text: str) -> EnrolmentTokenRow:
-        """The valid token of this text.
+        """The valid token of this text; a kubernetes one that has expired only for the cluster that :meth:`enrol` finds to have used it.
 
         Raises:
             UnauthenticatedError: as :meth:`principal`.
@@ -111,37 +142,74 @@ class Enrolment:
             self._tokens[hashed] = row
         if row.revoked_at is not None:
             raise TokenRevokedError("this enrolment token has been revoked")
-        if row.expires_at.timestamp() <= self._clock():
-            raise TokenExpiredError(f"this enrolment token expired at {row.expires_at:%Y-%m-%d %H:%M} UTC: provision the environment again")
+        if self._expired(row) and not await self._is_bound(row):
+            raise _expiry(row)
         return row
 
-    async def revoke_token(self, token_id: str) -> None:
+    def _expired(self, token: EnrolmentTokenRow) -> bool:
+        return token.expires_at.timestamp() <= self._clock()
+
+    async def _is_bound(self, token: EnrolmentTokenRow) -> bool:
+        """Whether a cluster has used this token."""
+        if not self._registry.agents[token.agent_id].has_pods:
+            return False
+        async with self._database.read() as session:
+            return await repository.count_uses(session, token.id) > 0
+
+    async def revoke_token(self, token_id: str, actor: Actor = SYSTEM) -> None:
         """Revoke a token, at once. Instances that it has enrolled keep their own credentials.
 
         Raises:
             NotFoundError: no such token.
         """
         async with self._database.write() as session:
-            row = await session.get(EnrolmentTokenRow, token_id)
-            if row is None:
-                raise NotFoundError(f"there is no enrolment token {token_id}")
+            row, agent = await self._token_row(session, token_id)
             row.revoked_at = datetime.fromtimestamp(self._clock(), UTC)
-            agent = self._registry.agents[row.agent_id]
             record = self._event(
                 catalogue.TOKEN_REVOKED, f"Enrolment token {row.prefix}… was revoked.", {"irca.token.prefix": row.prefix}, agent
             )
             await self._events.add(session, record)
+            self._audit.add(session, actor, "token.revoke", _token_target(row, agent))
         self._tokens.pop(row.token_hash, None)
         self._events.publish([record])
 
-    async def revoke_credential(self, instance: Instance) -> None:
+    async def rotate_token(self, token_id: str, overlap: float, actor: Actor = SYSTEM) -> tuple[str, EnrolmentTokenRow]:
+        """A new token in the place of one: its text, shown once, and its record. The one before expires after ``overlap`` seconds.
+
+        The new one lasts as long as the one before was meant to, and enrols as many machines.
+
+        Raises:
+            NotFoundError: no such token.
+            ConflictError: it has been revoked.
+        """
+        async with self._database.write() as session:
+            row, agent = await self._token_row(session, token_id)
+            if row.revoked_at is not None:
+                raise ConflictError("this enrolment token has been revoked: provision again for a new one")
+            lifetime = (row.expires_at - row.created_at).total_seconds()
+            text, issued = await self.issue_token(session, agent, lifetime, row.max_uses)
+            row.expires_at = min(row.expires_at, datetime.fromtimestamp(self._clock() + overlap, UTC))
+            after = {"token_prefix": issued.prefix, "expires_at": issued.expires_at.isoformat(), "overlap": overlap}
+            self._audit.add(session, actor, "token.rotate", _token_target(row, agent), after=after)
+        self._tokens.pop(row.token_hash, None)
+        return text, issued
+
+    async def revoke_credential(self, instance: Instance, actor: Actor = SYSTEM) -> None:
         """Revoke an instance's credential, at once."""
         record = self._event(catalogue.CREDENTIAL_REVOKED, f"The credential of {instance.name} was revoked.", {}, instance)
         async with self._database.write() as session:
             await repository.save_credentials(session, instance.id, None, None)
             await self._events.add(session, record)
+            target = Target("instance", instance.id, instance.name, instance.agent.environment_name)
+            self._audit.add(session, actor, "credential.revoke", target)
         self._registry.set_credentials(instance, None, None)
         self._events.publish([record])
+
+    async def _token_row(self, session: AsyncSession, token_id: str) -> tuple[EnrolmentTokenRow, Agent]:
+        row = await session.get(EnrolmentTokenRow, token_id)
+        if row is None:
+            raise NotFoundError(f"there is no enrolment token {token_id}")
+        return row, self._registry.agents[row.agent_id]
 
     async def prove(self, instance: Instance, used: bytes) -> None:
         """The instance has used the credential of digest ``used``: if it was the candidate, it replaces the old one."""
@@ -155,12 +223,14 @@ class Enrolment:
         """Enrol the instance that says it is ``uid`` on the machine that ``resource`` describes.
 
         Raises:
-            TokenUsedUpError: the token has enrolled as many machines as it may.
+            TokenUsedUpError: the token has enrolled as many machines (or clusters) as it may.
+            TokenExpiredError: the token has expired, and this cluster has not used it before.
+            ClusterUnknownError: a pod cannot tell yet which cluster it is in.
         """
         agent = self._registry.agents[token.agent_id]
         async with self._lock:
             async with self._database.write() as session:
-                await self._use(session, token, _machine(agent, resource))
+                await self._use(session, token, agent, resource)
                 enrolled, records = await self._admit(session, agent, uid, resource, offer_credential=offer_credential, token=token)
             self._events.publish(records)
             return enrolled
@@ -172,8 +242,17 @@ class Enrolment:
         self._events.publish(records)
         return enrolled
 
-    async def refuse(self, exc: UnauthenticatedError, text: str, client: str) -> None:
-        """Record that a first contact was refused. The token's own text is never kept, only the part that names its environment."""
+    async def refuse(self, exc: UnauthenticatedError | ClusterUnknownError, text: str, client: str) -> None:
+        """Record that a first contact was refused. The token's own text is never kept, only the part that names its environment.
+
+        A refusal that the agent answers by asking again every few seconds is recorded once in :data:`TOLD_AGAIN`.
+        """
+        told = digest(text), client
+        if exc.retryable:
+            if self._clock() - self._told.get(told, -TOLD_AGAIN) < TOLD_AGAIN:
+                return
+            self._told = {key: time for key, time in self._told.items() if self._clock() - time < TOLD_AGAIN}
+            self._told[told] = self._clock()
         prefix = text.rsplit("_", 1)[0][:70] if text.startswith("agent_") else ""
         attributes = {"irca.refusal": exc.code, "irca.token.prefix": prefix, "client.address": client}
         row = self._tokens.get(digest(text))
@@ -181,14 +260,22 @@ class Enrolment:
         record = self._event(catalogue.ENROLMENT_REFUSED, f"First contact from {client} was refused: {exc.reason}", attributes, agent)
         await self._events.record([record])
 
-    async def _use(self, session: AsyncSession, token: EnrolmentTokenRow, machine: str) -> None:
+    async def _use(self, session: AsyncSession, token: EnrolmentTokenRow, agent: Agent, resource: Mapping[str, Any]) -> None:
+        machine, (one, several) = _machine(resource), ("machine", "machines")
+        if agent.has_pods:
+            machine, (one, several) = str(resource.get(CLUSTER) or "")[:200], ("cluster", "clusters")
+            if not machine:
+                raise ClusterUnknownError(
+                    f"the pod does not say which cluster it is in ({CLUSTER}): it must read the namespace kube-system before it can join",
+                    retry_after=CLUSTER_RETRY,
+                )
         if await repository.find_use(session, token.id, machine) is not None:
             return
+        if self._expired(token):
+            raise _expiry(token)
         if await repository.count_uses(session, token.id) >= token.max_uses:
-            machines = "machine" if token.max_uses == 1 else "machines"
-            raise TokenUsedUpError(
-                f"this enrolment token may enrol {token.max_uses} {machines} and has done so: provision again for another"
-            )
+            noun = one if token.max_uses == 1 else several
+            raise TokenUsedUpError(f"this enrolment token may enrol {token.max_uses} {noun} and has done so: provision again for another")
         session.add(TokenUseRow(token_id=token.id, machine=machine, used_at=datetime.fromtimestamp(self._clock(), UTC)))
 
     async def _admit(
@@ -239,6 +326,7 @@ class Enrolment:
         if credential is not None:
             self._registry.set_credentials(instance, instance.credential_hash, digest(credential))
         await repository.save_instance(session, instance.columns())
+        self._deployments.enrolled(session, instance, resource)
         for record in records:
             await self._events.add(session, record)
         return Enrolled(instance, credential, renamed=instance.id != uid), records
@@ -257,7 +345,7 @@ class Enrolment:
                 return candidate
         return None
 
-    def _event(self, kind: catalogue.EventType, body: str, attributes: Mapping[str, Any], of: Agent | Instance | None) -> EventRecord:
+    def _event(self, kind: EventType, body: str, attributes: Mapping[str, Any], of: Agent | Instance | None) -> EventRecord:
         about: dict[str, str] = {}
         if isinstance(of, Instance):
             about = of.about()
@@ -279,6 +367,13 @@ def _fingerprint(uid: str, resource: Mapping[str, Any]) -> str:
     return str(resource.get(FINGERPRINT) or resource.get("host.id") or resource.get("service.instance.id") or uid)[:200]
 
 
-def _machine(agent: Agent, resource: Mapping[str, Any]) -> str:
-    cluster = resource.get(CLUSTER) if agent.agent_type == "kubernetes" else None
-    return str(cluster or _fingerprint("", resource) or "unknown")[:200]
+def _machine(resource: Mapping[str, Any]) -> str:
+    return str(_fingerprint("", resource) or "unknown")[:200]
+
+
+def _token_target(row: EnrolmentTokenRow, agent: Agent) -> Target:
+    return Target("token", row.id, f"{row.prefix}…", agent.environment_name)
+
+
+def _expiry(token: EnrolmentTokenRow) -> TokenExpiredError:
+    return TokenExpiredError(f"this enrolment token expired at {token.expires_at:%Y-%m-%d %H:%M} UTC: provision the environment again")

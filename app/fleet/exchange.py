@@ -10,18 +10,22 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
-from app.errors import MalformedBodyError, UnauthenticatedError
+from app.errors import ClusterUnknownError, MalformedBodyError, UnauthenticatedError
 from app.fleet import status as rules
 from app.fleet.enrolment import FINGERPRINT, Enrolled, Enrolment, digest, instance_name
 from app.fleet.registry import Instance, Registry
 from connectors.core import opamp_pb2 as opamp
 
-CAPABILITIES = 1 | 4 | 32
-"""AcceptsStatus, AcceptsEffectiveConfig, OffersConnectionSettings."""
+CAPABILITIES = 1 | 2 | 4 | 32
+"""AcceptsStatus, OffersRemoteConfig, AcceptsEffectiveConfig, OffersConnectionSettings."""
 ACCEPTS_CONNECTION_SETTINGS = 256
 REPORT_FULL_STATE = 1
 _MAX_TEXT = 4096
 _MAX_COMPONENTS = 100
+
+RemoteConfiguration = Callable[[Instance, opamp.AgentToServer, opamp.ServerToAgent], float | None]
+"""Takes what a message tells of remote configuration and offers it in the answer; the seconds between heartbeats that the instance
+should keep from now on, None for no change. Touches memory only."""
 
 
 class Exchange:
@@ -34,12 +38,14 @@ class Exchange:
         self._interval = interval
         self.changed: set[Instance] = set()
         """Instances heard since the last flush."""
+        self.remote_configuration: RemoteConfiguration | None = None
 
     async def answer(self, bearer: str, body: bytes, client: str) -> bytes:
         """The serialised answer to the serialised message ``body`` of whoever holds ``bearer``.
 
         Raises:
             UnauthenticatedError: the token or credential is not valid; the code tells why.
+            ClusterUnknownError: a pod introduces itself without its cluster; it may try again.
             MalformedBodyError: the body is not an AgentToServer message.
         """
         message = opamp.AgentToServer()
@@ -54,7 +60,7 @@ class Exchange:
             uid = _uid(message.instance_uid)
             try:
                 instance = await self._first_contact(bearer, uid, instance, message, reply)
-            except UnauthenticatedError as exc:
+            except (UnauthenticatedError, ClusterUnknownError) as exc:
                 await self._enrolment.refuse(exc, bearer, client)
                 raise
             if instance is None:
@@ -64,8 +70,11 @@ class Exchange:
             await self._enrolment.prove(instance, used)
         if self._take(instance, message):
             reply.flags = REPORT_FULL_STATE
-        if message.HasField("agent_description") and message.capabilities & ACCEPTS_CONNECTION_SETTINGS:
-            self._offer(reply, None)
+        interval = self._interval if message.HasField("agent_description") else None
+        if self.remote_configuration is not None and not instance.said_goodbye:
+            interval = self.remote_configuration(instance, message, reply) or interval
+        if interval is not None and message.capabilities & ACCEPTS_CONNECTION_SETTINGS:
+            self._offer(reply, None, interval)
         return reply.SerializeToString()
 
     async def _first_contact(
@@ -97,9 +106,9 @@ class Exchange:
             self._offer(reply, enrolled.credential)
         return enrolled.instance
 
-    def _offer(self, reply: opamp.ServerToAgent, credential: str | None) -> None:
+    def _offer(self, reply: opamp.ServerToAgent, credential: str | None, interval: float | None = None) -> None:
         settings = reply.connection_settings.opamp
-        settings.heartbeat_interval_seconds = max(1, round(self._interval))
+        settings.heartbeat_interval_seconds = max(1, round(interval or self._interval))
         if credential is not None:
             settings.headers.headers.add(key="Authorization", value=f"Bearer {credential}")
         reply.connection_settings.hash = b""
@@ -121,7 +130,8 @@ class Exchange:
         if message.HasField("effective_config"):
             instance.effective_config = _effective(message.effective_config)
         instance.said_goodbye = message.HasField("agent_disconnect")
-        instance.good_beats = rules.count_beat(instance.good_beats, instance.healthy is not False, silence, instance.interval)
+        healthy = instance.healthy is not False
+        instance.good_beats = rules.count_beat(instance.good_beats, healthy, silence, instance.interval, rules.MOST_GOOD_BEATS)
         instance.last_seen = instance.heard = now
         previous, instance.sequence_num = instance.sequence_num, message.sequence_num
         self.changed.add(instance)

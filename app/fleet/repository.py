@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, func, select, update
@@ -56,9 +55,8 @@ async def save_beats(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -
     await (await session.connection()).execute(statement, parameters)
 
 
-async def save_status(session: AsyncSession, instance_id: str, status: str, reason: str, since: datetime) -> None:
+async def save_status(session: AsyncSession, instance_id: str, values: Mapping[str, Any]) -> None:
     """Write a transition."""
-    values = {"status": status, "status_reason": reason, "status_since": since}
     await session.execute(update(InstanceRow).where(InstanceRow.id == instance_id).values(**values))
 
 

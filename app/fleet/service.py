@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from app.audit.records import SYSTEM, Actor, Target
+from app.audit.service import AuditService
 from app.auth.principal import Principal
 from app.db.models import AgentRow, EnrolmentTokenRow
 from app.db.session import Database
-from app.errors import FieldError, InvalidRequestError, NotFoundError
+from app.errors import NotFoundError
 from app.events import catalogue
-from app.events.records import EventRecord
 from app.events.service import EventService
 from app.events.stream import LiveMessage, LiveStream
 from app.events.views import Page
-from app.fleet import repository
+from app.fleet import listing, repository
 from app.fleet import status as rules
+from app.fleet.archive import Archive
+from app.fleet.clusters import clusters_of
+from app.fleet.deployments import Deployments
 from app.fleet.enrolment import Enrolment
 from app.fleet.exchange import Exchange
-from app.fleet.registry import Agent, Instance, Registry, moment, sort_key
-from app.fleet.views import AgentView, InstanceView, Status
+from app.fleet.funnel import FunnelView
+from app.fleet.listing import AgentFilter, Sort, decode_cursor, encode_cursor, everything
+from app.fleet.maintenance import MaintenanceService
+from app.fleet.news import Change, change_of
+from app.fleet.registry import Agent, Instance, Registry
+from app.fleet.timeline import HistoryService
+from app.fleet.views import AgentView, ClusterView, FleetOverview, InstanceView, Status
 from app.settings import Settings
-from connectors.api.agent_store import ProvisionedAgent
+from connectors.api.agent_store import DEFAULT_TERMS, ProvisionedAgent, TokenTerms
 
 FOREIGN_INTERVAL = 60.0
 """Seconds within which an OTLP client that speaks no OpAMP is expected to send something again."""
-PODS_PER_TOKEN = 1
-"""A kubernetes token's uses are clusters, not pods; a docker or server token's are machines. Either way it is one by default."""
 
 
 class FleetService:
@@ -46,17 +51,27 @@ class FleetService:
         self._live = live
         self._settings = settings
         self._clock = clock
+        self.audit = AuditService(database, clock)
         self.registry = Registry()
-        self.enrolment = Enrolment(database, self.registry, events, clock, settings.heartbeat_interval)
+        self.deployments = Deployments(database, self.registry, live, clock)
+        self.enrolment = Enrolment(database, self.registry, events, self.audit, clock, settings.heartbeat_interval, self.deployments)
         self.exchange = Exchange(self.registry, self.enrolment, clock, settings.heartbeat_interval)
+        self.maintenance = MaintenanceService(database, self.registry, self.audit, clock)
+        self.archive = Archive(database, self.registry, events, self.audit, live, clock)
+        self.history = HistoryService(database, self.registry, self.maintenance, settings.events_retention, clock)
 
     async def load(self) -> None:
         """Read the fleet from the database; once, first. Silence before now counts as nobody's fault."""
         async with self._database.read() as session:
             agents, instances = await repository.all_agents(session), await repository.all_instances(session)
         self.registry.load(agents, instances, self._clock(), self._settings.heartbeat_interval)
+        await self.deployments.load()
+        await self.maintenance.load()
+        self._events.is_muted = self.maintenance.mutes
 
-    async def create_agent(self, agent_type: str, environment_name: str, config: Mapping[str, Any], actor: str) -> ProvisionedAgent:
+    async def create_agent(
+        self, agent_type: str, environment_name: str, config: Mapping[str, Any], actor: object, token: TokenTerms = DEFAULT_TERMS
+    ) -> ProvisionedAgent:
         """A new agent with an enrolment token; provisioning's store (``connectors.api.agent_store.AgentStore``)."""
         now = datetime.fromtimestamp(self._clock(), UTC)
         row = AgentRow(
@@ -72,18 +87,22 @@ class FleetService:
             catalogue.AGENT_PROVISIONED,
             time_unix_nano=int(self._clock() * 1e9),
             body=f"A {agent_type} agent was provisioned for {environment_name}.",
-            attributes={"irca.actor": actor},
+            attributes={"irca.actor": str(actor)},
             about={"agent_id": agent.id, "agent_type": agent_type, "environment_name": environment_name},
         )
         async with self._database.write() as session:
             session.add(row)
             await session.flush()
-            text, token = await self.enrolment.issue_token(session, agent, self._settings.enrolment_token_ttl, PODS_PER_TOKEN)
+            lifetime = token.lifetime or self._settings.enrolment_token_ttl
+            text, issued = await self.enrolment.issue_token(session, agent, lifetime, token.max_uses)
             await self._events.add(session, record)
+            who = actor if isinstance(actor, Actor) else Actor("anonymous", "", str(actor))
+            after = {"agent_type": agent_type, "config": dict(config), "token_prefix": issued.prefix, "token_max_uses": token.max_uses}
+            self.audit.add(session, who, "agent.provision", Target("agent", agent.id, environment_name, environment_name), after=after)
         self.registry.add_agent(agent)
         self._events.publish([record])
         self._live.publish(LiveMessage("agent", {"agent_id": agent.id}))
-        return ProvisionedAgent(agent.id, text, token.expires_at)
+        return ProvisionedAgent(agent.id, text, issued.expires_at)
 
     async def principal(self, text: str) -> Principal:
         """Who sends telemetry with this credential or token.
@@ -116,7 +135,7 @@ class FleetService:
         instance.version = str(resource.get("service.version", ""))[:64]
         instance.last_seen = instance.heard = now
         instance.healthy, instance.said_goodbye = True, False
-        instance.good_beats = rules.GOOD_BEATS_NEEDED
+        instance.good_beats = rules.MOST_GOOD_BEATS
         self.exchange.changed.add(instance)
         return Principal(principal.kind, principal.agent_id, principal.agent_type, principal.environment_name, instance.id)
 
@@ -137,22 +156,30 @@ class FleetService:
     async def sweep(self, instances: set[Instance] | None = None) -> int:
         """Judge the given instances (all of them by default); transitions and their events are written in one transaction."""
         now = self._clock()
-        due: list[tuple[Instance, rules.Verdict]] = []
+        self.maintenance.mark()
+        due: list[Change] = []
+        judged: dict[Instance, rules.Verdict] = {}
         for instance in self.registry.instances.values() if instances is None else instances:
-            verdict = rules.evaluate(instance.facts(), now, instance.status, self._settings.archive_after)
-            if verdict.status is not instance.status:
-                due.append((instance, verdict))
-            else:
+            judged[instance] = rules.evaluate(instance.facts(), now, instance.status, self._settings.archive_after)
+        _settle_pods(judged, now)
+        for instance, verdict in judged.items():
+            instance.passed_on = verdict.silent and verdict.replaced
+            change = change_of(instance, verdict, now)
+            if change.records:
+                due.append(change)
+                continue
+            change.quiet.keep(instance)
+            if verdict.reason or verdict.status is not Status.ARCHIVED:
                 instance.status_reason = verdict.reason
         if due:
-            await self._transition(sorted(due, key=lambda d: d[0].id), now)
-        for instance in (d[0] for d in due) if instances is None else instances:
+            await self._transition(sorted(due, key=lambda change: change.instance.id))
+        for instance in (change.instance for change in due) if instances is None else instances:
             self._live.publish(
                 LiveMessage("instance", {"instance_id": instance.id, "agent_id": instance.agent.id, "status": instance.status})
             )
         return len(due)
 
-    async def list_agents(
+    async def list_agents(  # noqa: PLR0913 - one argument for each filter of the API
         self,
         cursor: str | None = None,
         limit: int = 50,
@@ -160,53 +187,80 @@ class FleetService:
         status: Status | None = None,
         agent_type: str | None = None,
         environment_name: str | None = None,
+        version: str | None = None,
+        labels: Sequence[str] = (),
         search: str | None = None,
+        sort: Sort = Sort.STATUS,
+        descending: bool = False,
+        sees: Callable[[str], bool] = everything,
     ) -> Page[AgentView]:
-        """Agents that meet all filters, problems first. ``search`` looks in environment, labels and names of instances.
+        """Agents that meet all filters (:class:`app.fleet.listing.AgentFilter`), problems first unless ordered otherwise.
 
         Raises:
             InvalidRequestError: the cursor is not one of this list.
         """
-        chosen = [
-            a
-            for a in self.registry.agents.values()
-            if (status is None or a.status()[0] is status)
-            and (agent_type is None or a.agent_type == agent_type)
-            and (environment_name is None or a.environment_name == environment_name)
-            and (not search or _matches(a, search.lower()))
-        ]
-        ranked = sorted(((-rules.severity(a.status()[0]), a.environment_name, a.agent_type, a.id), a) for a in chosen)
-        after = _decode(cursor, 4)
-        ranked = [r for r in ranked if after is None or r[0] > tuple(after)]
-        items = [a.view() for _, a in ranked[:limit]]
-        return Page[AgentView](items=items, next_cursor=_encode(sort_key(items[-1])) if len(ranked) > limit else None)
+        wanted = AgentFilter(status, agent_type, environment_name, version, tuple(labels), search, sees)
+        agents = self.registry.agents.values()
+        return listing.list_agents(agents, wanted, sort, descending=descending, cursor=cursor, limit=limit)
 
-    async def get_agent(self, agent_id: str) -> AgentView:
-        """One agent.
+    async def overview(self, sees: Callable[[str], bool] = everything, most: int = 10) -> FleetOverview:
+        """The fleet at a glance, of environments that ``sees``; ``most`` entries of each list."""
+        return listing.overview(self.registry.agents.values(), sees, self._clock(), most)
+
+    def environment_names(self, sees: Callable[[str], bool]) -> set[str]:
+        """The environments of the fleet that ``sees``."""
+        return {a.environment_name for a in self.registry.agents.values() if sees(a.environment_name)}
+
+    async def get_agent(self, agent_id: str, *, with_replaced: bool = False) -> AgentView:
+        """One agent, with the pods that were replaced if they are asked for.
 
         Raises:
             NotFoundError: no such agent.
         """
-        return self._agent(agent_id).view()
+        return self._agent(agent_id).view(with_replaced=with_replaced)
+
+    async def deployment(self, agent_id: str) -> FunnelView:
+        """How far the deployment command of an agent has come.
+
+        Raises:
+            NotFoundError: no such agent.
+        """
+        return await self.deployments.funnel(self._agent(agent_id))
 
     async def list_instances(
-        self, cursor: str | None = None, limit: int = 50, *, agent_id: str | None = None, status: Status | None = None
+        self,
+        cursor: str | None = None,
+        limit: int = 50,
+        *,
+        agent_id: str | None = None,
+        status: Status | None = None,
+        with_replaced: bool = False,
+        sees: Callable[[str], bool] = lambda _: True,
     ) -> Page[InstanceView]:
-        """Instances that meet all filters, problems first.
+        """Instances that meet all filters, problems first; of environments that ``sees`` only.
+
+        Pods that were replaced are left out unless they or archived instances are asked for.
 
         Raises:
             InvalidRequestError: the cursor is not one of this list.
         """
+        agents = self.registry.agents.values() if agent_id is None else filter(None, [self.registry.agents.get(agent_id)])
+        replaced = set().union(*(agent.replaced() for agent in agents))
+        left_out = set() if with_replaced or status is Status.ARCHIVED else replaced
         chosen = [
             i
             for i in self.registry.instances.values()
-            if (agent_id is None or i.agent.id == agent_id) and (status is None or i.status is status)
+            if sees(i.agent.environment_name)
+            and (agent_id is None or i.agent.id == agent_id)
+            and (status is None or i.status is status)
+            and i.id not in left_out
         ]
         ranked = sorted((((-rules.severity(i.status), i.name, i.id), i) for i in chosen), key=lambda r: r[0])
-        after = _decode(cursor, 3)
+        after = decode_cursor(cursor, 3)
         ranked = [r for r in ranked if after is None or r[0] > tuple(after)]
         return Page[InstanceView](
-            items=[i.view() for _, i in ranked[:limit]], next_cursor=_encode(ranked[limit - 1][0]) if len(ranked) > limit else None
+            items=[i.view(replaced=i.id in replaced) for _, i in ranked[:limit]],
+            next_cursor=encode_cursor(ranked[limit - 1][0]) if len(ranked) > limit else None,
         )
 
     async def get_instance(self, instance_id: str) -> InstanceView:
@@ -215,13 +269,37 @@ class FleetService:
         Raises:
             NotFoundError: no such instance.
         """
-        return self._instance(instance_id).view()
+        instance = self._instance(instance_id)
+        return instance.view(replaced=instance.id in instance.agent.replaced())
 
-    async def status_counts(self) -> dict[Status, int]:
-        """How many agents have each status."""
+    async def list_clusters(self, sees: Callable[[str], bool] = lambda _: True) -> list[ClusterView]:
+        """The clusters that pods of the fleet run in, problems first; of agents in environments that ``sees`` only."""
+        return clusters_of(self.registry.agents.values(), sees)
+
+    async def get_cluster(self, uid: str, sees: Callable[[str], bool] = lambda _: True) -> ClusterView:
+        """One cluster, by the UID of its namespace kube-system.
+
+        Raises:
+            NotFoundError: no pod runs in such a cluster, or none that may be seen.
+        """
+        for found in await self.list_clusters(sees):
+            if found.uid == uid:
+                return found
+        raise NotFoundError(f"there is no cluster {uid}")
+
+    def know_nodes(self, agent_id: str, nodes: Iterable[str]) -> None:
+        """Keep which nodes an agent's cluster has: a pod that fell silent on one that is gone is not missed."""
+        agent = self.registry.agents.get(agent_id)
+        names = frozenset(nodes)
+        if agent is not None and names:  # a cluster without nodes is one that cannot be read
+            agent.nodes = names
+
+    async def status_counts(self, sees: Callable[[str], bool] = lambda _: True) -> dict[Status, int]:
+        """How many agents have each status, of those in environments that ``sees``."""
         counts = dict.fromkeys(Status, 0)
         for agent in self.registry.agents.values():
-            counts[agent.status()[0]] += 1
+            if sees(agent.environment_name):
+                counts[agent.status()[0]] += 1
         return counts
 
     async def list_tokens(self, agent_id: str) -> list[tuple[EnrolmentTokenRow, int]]:
@@ -234,25 +312,23 @@ class FleetService:
         async with self._database.read() as session:
             return [(row, await repository.count_uses(session, row.id)) for row in await repository.tokens_of(session, agent_id)]
 
-    async def revoke_credential(self, instance_id: str) -> None:
+    async def revoke_credential(self, instance_id: str, actor: Actor = SYSTEM) -> None:
         """Revoke an instance's credential, at once.
 
         Raises:
             NotFoundError: no such instance.
         """
-        await self.enrolment.revoke_credential(self._instance(instance_id))
+        await self.enrolment.revoke_credential(self._instance(instance_id), actor)
 
-    async def _transition(self, due: list[tuple[Instance, rules.Verdict]], now: float) -> None:
-        records: list[EventRecord] = []
+    async def _transition(self, due: list[Change]) -> None:
         async with self._database.write() as session:
-            for instance, verdict in due:
-                record = _status_event(instance, verdict, now)
-                await repository.save_status(session, instance.id, verdict.status.value, verdict.reason, moment(now))
-                await self._events.add(session, record)
-                records.append(record)
-        for instance, verdict in due:
-            instance.status, instance.status_reason, instance.status_since = verdict.status, verdict.reason, now
-        self._events.publish(records)
+            for change in due:
+                await repository.save_status(session, change.instance.id, change.columns())
+                for record in change.records:
+                    await self._events.add(session, record)
+        for change in due:
+            change.keep()
+        self._events.publish([record for change in due for record in change.records])
 
     def _agent(self, agent_id: str) -> Agent:
         agent = self.registry.agents.get(agent_id)
@@ -267,44 +343,20 @@ class FleetService:
         return instance
 
 
-def _status_event(instance: Instance, verdict: rules.Verdict, now: float) -> EventRecord:
-    bad = verdict.status in (Status.DEGRADED, Status.OFFLINE)
-    body = f"{instance.name} is {verdict.status.value}" + (f": {verdict.reason}" if verdict.reason else "") + "."
-    return catalogue.make_event(
-        catalogue.INSTANCE_STATUS_CHANGED,
-        time_unix_nano=int(now * 1e9),
-        body=body,
-        severity=catalogue.WARN if bad else catalogue.INFO,
-        attributes={
-            "irca.status.previous": instance.status.value,
-            "irca.status": verdict.status.value,
-            "irca.status.reason": verdict.reason,
-        },
-        about=instance.about(),
-    )
+def _settle_pods(judged: dict[Instance, rules.Verdict], now: float) -> None:
+    """Let what became of a pod's siblings in the same round count: two that say goodbye together do not replace one another."""
+    living: dict[Agent, Counter[str]] = {}
+    for instance, verdict in judged.items():
+        agent, work = instance.agent, instance.pod().work
+        if not agent.has_pods or verdict.status in (Status.PENDING, Status.HEALTHY):
+            continue
+        if agent not in living:
+            living[agent] = Counter(i.pod().work for i in agent.instances.values() if _is_heard(i, judged.get(i)))
+        others = living[agent] - Counter([work] if _is_heard(instance, verdict) else [])
+        pod = rules.Pod(work, verdict.status)
+        judged[instance] = rules.settle(verdict, instance.facts(), now, instance.status, others, pod, agent.nodes)
 
 
-def _matches(agent: Agent, needle: str) -> bool:
-    texts = [
-        agent.environment_name,
-        agent.agent_type,
-        *(f"{k}={v}" for k, v in agent.labels.items()),
-        *(i.name for i in agent.instances.values()),
-    ]
-    return any(needle in text.lower() for text in texts)
-
-
-def _encode(key: tuple[Any, ...]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str | None, length: int) -> list[Any] | None:
-    if cursor is None:
-        return None
-    try:
-        key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if isinstance(key, list) and len(key) == length and isinstance(key[0], int) and all(isinstance(k, str) for k in key[1:]):
-            return key
-    except (ValueError, binascii.Error):
-        pass
-    raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")])
+def _is_heard(instance: Instance, verdict: rules.Verdict | None) -> bool:
+    status = instance.status if verdict is None else verdict.status
+    return rules.Pod("", status).lives and not (verdict and verdict.silent)

@@ -12,7 +12,7 @@ from app.events.views import EventView, Page
 
 
 class Status(StrEnum):
-    """Status of an instance, and of an agent (the worst of its instances that are not archived)."""
+    """Status of an instance, and of an agent (the worst of its instances that are not archived; for kubernetes as of its living pods)."""
 
     PENDING = "pending"
     HEALTHY = "healthy"
@@ -31,6 +31,7 @@ class InstanceSummary(BaseModel):
     status_reason: str
     version: str
     last_seen_at: datetime | None
+    replaced: bool = Field(False, description="A pod that is gone while another does its work. Such pods are listed on demand only.")
 
 
 class InstanceView(InstanceSummary):
@@ -41,6 +42,7 @@ class InstanceView(InstanceSummary):
     environment_name: str
     status_since: datetime
     first_seen_at: datetime
+    maintenance_until: datetime | None = Field(None, description="Until when its events are muted; null outside maintenance windows.")
     healthy: bool | None = Field(description="What the instance last said of itself; null before its first health report.")
     components: list[ComponentHealthView] = Field(description="Health of its parts (collectors, spool, transport).")
     resource: dict[str, Any] = Field(description="OTel resource attributes of what it runs on.")
@@ -67,11 +69,69 @@ class AgentView(BaseModel):
     version: str = Field(description="Version of its instances; the oldest where they differ, empty before the first contact.")
     last_seen_at: datetime | None
     created_at: datetime
+    maintenance_until: datetime | None = Field(None, description="Until when its events are muted; null outside maintenance windows.")
     labels: dict[str, str]
     config: dict[str, Any]
     instances: list[InstanceSummary]
+    replaced_pods: int = Field(0, description="Pods that are gone and were replaced (kubernetes); left out of the instances by default.")
 
 
-__all__ = ["AgentView", "ComponentHealthView", "EventView", "InstanceSummary", "InstanceView", "Page", "Status"]
+class QuietInstance(InstanceSummary):
+    """An instance that nothing was heard of for too long."""
+
+    agent_id: str
+    environment_name: str
+    agent_type: str
+
+
+class FleetOverview(BaseModel):
+    """The fleet at a glance."""
+
+    total: int = Field(description="Agents.")
+    statuses: dict[Status, int]
+    versions: list[tuple[str, int]] = Field(description="Agents of each version, newest version first.")
+    problems: list[AgentView] = Field(description="Degraded and offline agents, worst first; the first few.")
+    quiet: list[QuietInstance] = Field(description="Instances gone quiet, the latest first; the first few.")
+    quiet_total: int
+    awaited: list[AgentView] = Field(description="Agents that no instance has made contact for, the newest first; the first few.")
+    awaited_total: int
+
+
+class CollectorReason(BaseModel):
+    """What one of an agent's pods says of its collectors that fail."""
+
+    instance_id: str
+    last_error: str
+
+
+class ClusterView(BaseModel):
+    """A Kubernetes cluster that the fleet's pods run in."""
+
+    uid: str = Field(description="UID of the namespace kube-system.")
+    name: str = Field(description="Environment of the agent that has been in it longest.")
+    agent_ids: list[str]
+    environments: list[str]
+    status: Status
+    status_reason: str
+    pods: int = Field(description="Living pods of its agents.")
+    last_seen_at: datetime | None
+    collect_interval: float = Field(description="Seconds between collections.")
+    instance_ids: list[str] = Field(exclude=True, description="The pods in it, where an agent has pods in several clusters.")
+    collectors: list[CollectorReason] = Field(exclude=True)
+
+
+__all__ = [
+    "AgentView",
+    "ClusterView",
+    "CollectorReason",
+    "ComponentHealthView",
+    "EventView",
+    "FleetOverview",
+    "InstanceSummary",
+    "InstanceView",
+    "Page",
+    "QuietInstance",
+    "Status",
+]
 
 InstanceView.model_rebuild()
