@@ -16,7 +16,7 @@ try:
 except ImportError:  # an agent's installation has this command too, for it is one distribution
     sys.exit("incident-rca: the platform is not installed here: pip install 'incident-rca[platform]'")
 
-from app.commands import fleet, image, keys, serve
+from app.commands import audit, config, fleet, groups, image, keys, maintenance, release, serve, webhooks
 from app.commands.output import CommandError, report
 from connectors._version import __version__
 
@@ -34,6 +34,12 @@ app.command("types")(fleet.types)
 app.add_typer(fleet.agents, name="agents")
 app.add_typer(keys.api_keys, name="api-keys")
 app.add_typer(image.image, name="image")
+app.add_typer(groups.groups, name="groups")
+app.add_typer(config.config, name="config")
+app.add_typer(webhooks.webhooks, name="webhooks")
+app.add_typer(maintenance.maintenance, name="maintenance")
+app.add_typer(audit.audit, name="audit")
+app.add_typer(release.release, name="release")
 
 
 def _print_version(wanted: bool) -> None:

@@ -98,6 +98,13 @@ class TokenRevokedError(UnauthenticatedError):
     code = "token-revoked"
 
 
+class ClusterUnknownError(PlatformError):
+    """The pod cannot tell yet which cluster it runs in."""
+
+    code = "cluster-unknown"
+    retryable = True
+
+
 class ForbiddenError(PlatformError):
     """The role of this key does not allow that."""
 
@@ -120,6 +127,12 @@ class ConflictError(PlatformError):
     """The change conflicts with what stands."""
 
     code = "conflict"
+
+
+class PreconditionFailedError(PlatformError):
+    """What stands is newer than what the change was made from; read it again."""
+
+    code = "precondition-failed"
 
 
 class UnsupportedQueryError(PlatformError):
@@ -155,6 +168,12 @@ class StorageError(PlatformError):
     retryable = True
 
 
+class ReleaseError(PlatformError):
+    """The release cannot be built, signed or published."""
+
+    code = "release-refused"
+
+
 class StartupError(PlatformError):
     """The platform cannot start."""
 
@@ -183,15 +202,18 @@ ERRORS: Mapping[str, Treatment] = {
     "token-expired": Treatment(401, "Expired token", logging.WARNING),
     "token-used-up": Treatment(401, "Used-up token", logging.WARNING),
     "token-revoked": Treatment(401, "Revoked token", logging.WARNING),
+    "cluster-unknown": Treatment(503, "Cluster not known yet"),
     "forbidden": Treatment(403, "Forbidden", logging.WARNING),
     "not-found": Treatment(404, "Not found"),
     "method-not-allowed": Treatment(405, "Method not allowed"),
     "conflict": Treatment(409, "Conflict"),
+    "precondition-failed": Treatment(412, "Precondition failed"),
     "unsupported-query": Treatment(422, "Unsupported query"),
     "query-too-large": Treatment(422, "Query too large", logging.WARNING),
     "too-many-requests": Treatment(429, "Too many requests", logging.WARNING),
     "overloaded": Treatment(503, "Overloaded", logging.WARNING),
     "storage-failed": Treatment(503, "Storage failed", logging.ERROR),
+    "release-refused": Treatment(409, "Release refused", logging.WARNING),
     "startup-failed": Treatment(500, "Cannot start", logging.CRITICAL),
     "internal-error": Treatment(500, "Internal error", logging.ERROR),
 }

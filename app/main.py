@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,10 +18,31 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from app.api import artefact_routes, container_routes, event_routes, fleet_routes, health_routes, key_routes, live_routes, prometheus_routes
+from app.api import (
+    artefact_routes,
+    audit_routes,
+    chart_routes,
+    cluster_routes,
+    configuration_routes,
+    container_routes,
+    deployment_routes,
+    event_routes,
+    fleet_routes,
+    group_routes,
+    health_routes,
+    history_routes,
+    host_routes,
+    key_routes,
+    live_routes,
+    maintenance_routes,
+    package_routes,
+    prometheus_routes,
+    tap_routes,
+    webhook_routes,
+)
 from app.api.agent_routes import router as agent_router
 from app.api.asgi import BodyLimits, Receive, Scope, Send
-from app.api.dependencies import require
+from app.api.dependencies import may_provision, require
 from app.api.opamp_endpoint import OpampEndpoint
 from app.api.otlp_endpoint import OtlpEndpoint
 from app.audit.service import AuditService
@@ -31,15 +53,29 @@ from app.errors import FieldError, InvalidRequestError, MethodNotAllowedError, N
 from app.events.service import EventService
 from app.events.stream import LiveStream
 from app.fleet.service import FleetService
-from app.platform import Platform
+from app.groups.service import GroupService
+from app.platform import Platform, environment_aware
+from app.releases.repository import PackageRepository
+from app.releases.service import PackageService
 from app.settings import Settings
+from app.telemetry.clusters import ClusterScope, ClusterService
 from app.telemetry.containers import ContainerService
 from app.telemetry.embedded.store import EmbeddedMetricStore
+from app.telemetry.hosts import HostService
 from app.telemetry.otlp_limits import OtlpLimits
 from app.telemetry.promql.engine import QueryEngine
 from app.telemetry.promql.model import Allowance
+from app.web import audit_routes as audit_pages
+from app.web import group_routes as group_pages
 from app.web import routes as web_routes
+from app.web import webhook_routes as webhook_pages
+from app.webhooks.dispatcher import Dispatcher
+from app.webhooks.guard import parse_networks
+from app.webhooks.sender import WebhookSender
+from app.webhooks.service import WebhookService
+from app.webhooks.signing import SecretBox
 from connectors._version import __version__
+from connectors.api import agent_routes
 from connectors.core.errors import ConnectorError
 
 _log = logging.getLogger(__name__)
@@ -69,17 +105,35 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     app = _Application(title="incident-rca", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     viewer, operator = [Depends(require(Role.VIEWER))], [Depends(require(Role.OPERATOR))]
-    app.include_router(agent_router, dependencies=operator)
+    for endpoint in (agent_routes.provision, agent_routes.types):
+        environment_aware(endpoint)
+    app.include_router(agent_router, dependencies=[*operator, Depends(may_provision)])
     app.include_router(artefact_routes.router)
+    app.include_router(chart_routes.router)
+    app.include_router(package_routes.router)
+    app.include_router(tap_routes.router)
     app.include_router(fleet_routes.open_router)
     app.include_router(fleet_routes.router)
+    app.include_router(cluster_routes.router)
     app.include_router(container_routes.router)
+    app.include_router(deployment_routes.open_router)
+    app.include_router(deployment_routes.router)
+    app.include_router(host_routes.router)
     app.include_router(event_routes.router)
     app.include_router(key_routes.router)
     app.include_router(live_routes.router, dependencies=viewer)
     app.include_router(prometheus_routes.router, dependencies=viewer)
+    app.include_router(history_routes.router)
+    app.include_router(maintenance_routes.router)
+    app.include_router(audit_routes.router)
+    app.include_router(webhook_routes.router)
+    app.include_router(group_routes.router)
+    app.include_router(configuration_routes.router)
     app.include_router(health_routes.router)
     app.include_router(web_routes.router)
+    app.include_router(webhook_pages.router)
+    app.include_router(group_pages.router)
+    app.include_router(audit_pages.router)
     app.mount("/static", StaticFiles(directory=web_routes.static_directory()), name="static")
     for kind in (PlatformError, ConnectorError, RequestValidationError, StarletteHTTPException, Exception):
         app.add_exception_handler(kind, _problem_response)
@@ -119,24 +173,77 @@ async def open_platform(settings: Settings, clock: Callable[[], float] = time.ti
         stack.push_async_callback(metrics.close)
         allowance = Allowance(settings.query_timeout, settings.query_max_samples)
         containers = ContainerService(QueryEngine(metrics), events, allowance=allowance, clock=clock)
+        hosts = HostService(QueryEngine(metrics), allowance=allowance, clock=clock)
+        clusters = ClusterService(metrics, max_samples=settings.query_max_samples, clock=clock)
         jobs = Jobs()
-        platform = Platform(settings, database, auth, AuditService(database, clock), events, fleet, metrics, containers, live, jobs)
+        audit = AuditService(database, clock)
+        packages = _package_service(settings, clock)
+        webhooks = WebhookService(database, events, audit, SecretBox.open(settings.data_dir), clock)
+        await webhooks.load()
+        groups = GroupService(database, events, audit, fleet, clock)
+        await groups.load()
+        webhooks.groups_of = groups.delivery.groups_of
+        sender = WebhookSender(parse_networks(settings.webhook_allowed_networks))
+        stack.push_async_callback(sender.close)
+        dispatcher = Dispatcher(database, webhooks, sender, public_url=settings.resolved_public_url(), clock=clock, random=random.random)
+        platform = Platform(
+            settings=settings,
+            database=database,
+            auth=auth,
+            audit=audit,
+            events=events,
+            fleet=fleet,
+            metrics=metrics,
+            containers=containers,
+            hosts=hosts,
+            clusters=clusters,
+            live=live,
+            jobs=jobs,
+            packages=packages,
+            webhooks=webhooks,
+            groups=groups,
+        )
+        jobs.add("deployment-flush", 1.0, fleet.deployments.flush)
         jobs.add("heartbeat-flush", settings.heartbeat_flush_interval, fleet.flush)
         jobs.add("status-sweep", settings.status_sweep_interval, fleet.sweep)
+        jobs.add("cluster-nodes", 30.0, lambda: _tell_nodes(fleet, clusters))
         jobs.add("metric-maintenance", 60.0, lambda: metrics.maintain(int(clock() * 1000)))
         jobs.add("key-use-flush", 30.0, auth.flush)
         jobs.add("event-retention", 3600.0, lambda: events.drop_older(int((clock() - settings.events_retention) * 1e9)))
+        jobs.add("configuration-flush", 1.0, groups.delivery.flush)
+        jobs.add("maintenance-retention", 3600.0, lambda: fleet.maintenance.drop_older(settings.events_retention))
+        jobs.add("webhook-delivery", 0.5, dispatcher.run)
+        jobs.add("audit-retention", 3600.0, lambda: audit.drop_older(settings.audit_retention))
+        jobs.add("webhook-maintenance", 600.0, lambda: webhooks.maintain(settings.webhook_log_retention))
         stack.push_async_callback(_finish, platform)
         yield platform, first_run_key
 
 
+async def _tell_nodes(fleet: FleetService, clusters: ClusterService) -> None:
+    """Tell the fleet which nodes its clusters have, so that the pod of a node that was removed is not missed."""
+    nodes: dict[str, set[str]] = {}
+    for found in await fleet.list_clusters():
+        names = await clusters.node_names(ClusterScope.of(found)) if found.pods else []
+        for agent_id in found.agent_ids if names else ():
+            nodes.setdefault(agent_id, set()).update(names)
+    for agent_id, names_of_agent in nodes.items():
+        fleet.know_nodes(agent_id, names_of_agent)
+
+
 async def _finish(platform: Platform) -> None:
     await platform.jobs.stop()
-    for last in (platform.fleet.flush, platform.auth.flush):
+    for last in (platform.fleet.flush, platform.groups.delivery.flush, platform.auth.flush):
         try:
             await last()
         except PlatformError as exc:
             _log.warning("a last write at shutdown failed: %s", exc.reason, extra={"action": "shutdown_write_failed"})
+
+
+def _package_service(settings: Settings, clock: Callable[[], float]) -> PackageService:
+    repository = PackageRepository(
+        settings.data_dir, trusted_directory=settings.package_keys, self_built=settings.packages_self_built, clock=clock
+    )
+    return PackageService(repository, clock)
 
 
 def _otlp_endpoint(platform: Platform, limits: BodyLimits, clock: Callable[[], float]) -> OtlpEndpoint:
@@ -149,6 +256,7 @@ def _otlp_endpoint(platform: Platform, limits: BodyLimits, clock: Callable[[], f
         limits=limits,
         items=OtlpLimits(metrics_retention=platform.settings.metrics_retention, events_retention=platform.settings.events_retention),
         clock=clock,
+        awaited=platform.fleet.deployments.awaited,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -30,6 +31,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Shape of the log lines on standard error.")
 
+    package_keys: Path | None = Field(
+        None, description="Directory of public keys (PEM) that may sign published releases; empty means keys/trusted in the data directory."
+    )
+    packages_self_built: bool = Field(
+        True, description="Whether the platform builds and signs a package for machines like its own while no release is published."
+    )
+
     enrolment_token_ttl: Annotated[float, Field(ge=60)] = Field(86_400.0 * 30, description="Life of a new enrolment token.")
     heartbeat_interval: Annotated[float, Field(ge=1, le=300)] = Field(30.0, description="Heartbeat interval that agents are directed to.")
     archive_after: Annotated[float, Field(ge=60)] = Field(86_400.0 * 14, description="Silence after which an instance is archived.")
@@ -44,8 +52,25 @@ class Settings(BaseSettings):
         10_737_418_240, description="Largest size of the metric store; the oldest days are dropped first."
     )
     events_retention: Annotated[float, Field(ge=3600)] = Field(86_400.0 * 90, description="Age past which events are dropped.")
+    webhook_allowed_networks: str = Field(
+        "",
+        description="Networks (CIDR, separated by commas) that webhooks may deliver to although they are private.",
+    )
+    webhook_log_retention: Annotated[float, Field(ge=3600)] = Field(
+        86_400.0 * 30, description="Age past which finished deliveries are dropped."
+    )
+    audit_retention: Annotated[float, Field(ge=86_400)] = Field(
+        86_400.0 * 400, description="Age past which entries of the audit log are dropped."
+    )
     query_timeout: Annotated[float, Field(gt=0, le=600)] = Field(30.0, description="Time that one query may take.")
     query_max_samples: Annotated[int, Field(ge=1000)] = Field(50_000_000, description="Samples that one query may touch.")
+
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        for word in text.replace(",", " ").split():
+            ipaddress.ip_network(word, strict=False)
+        return text
 
     def resolved_public_url(self, port: int | None = None) -> str:
         """The URL that printed commands carry; ``port`` is the one in use when the setting is 0."""

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import pytest_socket
@@ -35,6 +34,12 @@ def _postgresql() -> str:
     return "" if os.environ.get("IRCA_TEST_POSTGRESQL_URL") else "IRCA_TEST_POSTGRESQL_URL names no database"
 
 
+def _systemd() -> str:
+    return (
+        "" if os.environ.get("IRCA_TEST_SYSTEMD_HOST") else "IRCA_TEST_SYSTEMD_HOST names no command that boots a host (up NAME, down NAME)"
+    )
+
+
 COMPONENTS: dict[str, Callable[[], str]] = {
     "docker": _docker,
     "kubernetes": _kubernetes,
@@ -43,7 +48,8 @@ COMPONENTS: dict[str, Callable[[], str]] = {
     "prometheus": _program("prometheus"),
     "victoria-metrics": _program("victoria-metrics"),
     "chromium": _program("chromium", "chromium-browser", "google-chrome"),
-    "systemd": lambda: "" if Path("/run/systemd/system").is_dir() else "PID 1 is not systemd",
+    "systemd": _systemd,
+    "ruby": _program("ruby"),
 }
 _missing: dict[str, str] = {}
 
@@ -90,4 +96,4 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-pytest_plugins = ["platform_fixtures"]
+pytest_plugins = ["platform_fixtures", "package_fixtures"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from app.api import container_routes, event_routes, live_routes
+from app.api import cluster_routes, container_routes, event_routes, host_routes, live_routes
 from app.auth.service import AuthService
 from app.db.session import Database
 from app.errors import NotFoundError, PlatformError, Problem, StorageError
@@ -24,15 +24,30 @@ from app.events.records import EventRecord
 from app.events.service import EventService
 from app.events.stream import LiveStream
 from app.events.views import Page
-from app.fleet.views import AgentView, ComponentHealthView, InstanceSummary, InstanceView, Status
+from app.fleet.funnel import FunnelView, ToldStep, funnel
+from app.fleet.views import (
+    AgentView,
+    ClusterView,
+    CollectorReason,
+    ComponentHealthView,
+    FleetOverview,
+    InstanceSummary,
+    InstanceView,
+    QuietInstance,
+    Status,
+)
 from app.settings import Settings
+from app.telemetry.clusters import ClusterService
 from app.telemetry.containers import ContainerService
+from app.telemetry.hosts import HostService
 from app.telemetry.matching import compile_matchers
 from app.telemetry.promql.engine import QueryEngine
 from app.telemetry.promql.model import Allowance
 from app.telemetry.store import MetricMetadata, SeriesData
 from app.web import routes
+from tests.page_clusters import UID, MadeCluster, cluster_changes, shop_cluster
 from tests.page_containers import Made, container_id, sixty
+from tests.page_history import FakeHistory
 
 KEY = "irca_a-key-for-the-pages-tests"
 MIB = 1024**2
@@ -103,8 +118,14 @@ class FakeFleet:
     def __init__(self, agents: list[AgentView]) -> None:
         self.agents = agents
         self.calls: list[dict[str, Any]] = []
+        self.history = FakeHistory()
+        self.told: list[ToldStep] = []
+        """Steps of every agent's deployment."""
+        self.collectors = ""
+        """What the pod that leads says of its collectors that fail."""
 
     async def list_agents(self, cursor: str | None = None, limit: int = 50, **filters: Any) -> Page[AgentView]:
+        del filters["sees"]
         self.calls.append({"cursor": cursor, "limit": limit, **filters})
         found = [
             a
@@ -115,7 +136,7 @@ class FakeFleet:
         start = int(cursor or 0)
         return Page[AgentView](items=found[start : start + limit], next_cursor=str(start + limit) if len(found) > start + limit else None)
 
-    async def get_agent(self, agent_id: str) -> AgentView:
+    async def get_agent(self, agent_id: str, *, with_replaced: bool = False) -> AgentView:
         for agent in self.agents:
             if agent.id == agent_id:
                 return agent
@@ -128,8 +149,56 @@ class FakeFleet:
                     return self._full(agent, one)
         raise NotFoundError(f"there is no instance {instance_id}")
 
-    async def status_counts(self) -> dict[Status, int]:
-        return {s: sum(a.status is s for a in self.agents) for s in Status}
+    async def list_clusters(self, sees: Callable[[str], bool] = lambda _: True) -> list[ClusterView]:
+        agents = [a for a in self.agents if a.environment_name == "prod-cluster" and sees(a.environment_name)]
+        return [
+            ClusterView(
+                uid=UID,
+                name=a.environment_name,
+                agent_ids=[a.id],
+                environments=[a.environment_name],
+                status=a.status,
+                status_reason=a.status_reason,
+                pods=len(a.instances),
+                last_seen_at=a.last_seen_at,
+                collect_interval=10.0,
+                instance_ids=[],
+                collectors=[CollectorReason(instance_id=a.instances[0].id, last_error=self.collectors)],
+            )
+            for a in agents
+        ]
+
+    async def get_cluster(self, uid: str, sees: Callable[[str], bool] = lambda _: True) -> ClusterView:
+        for one in await self.list_clusters(sees):
+            if one.uid == uid:
+                return one
+        raise NotFoundError(f"there is no cluster {uid}")
+
+    async def deployment(self, agent_id: str) -> FunnelView:
+        agent = await self.get_agent(agent_id)
+        return funnel(agent_id, agent.agent_type, agent.created_at, self.told)
+
+    async def overview(self, _sees: Any, most: int = 10) -> FleetOverview:
+        problems = [a for a in self.agents if a.status in (Status.OFFLINE, Status.DEGRADED)]
+        awaited = [a for a in self.agents if not a.instances]
+        quiet = [
+            QuietInstance(**a.instances[0].model_dump(), agent_id=a.id, environment_name=a.environment_name, agent_type=a.agent_type)
+            for a in problems
+            if a.status is Status.OFFLINE and a.instances
+        ]
+        return FleetOverview(
+            total=len(self.agents),
+            statuses={s: sum(a.status is s for a in self.agents) for s in Status},
+            versions=[("0.1.0", sum(a.version == "0.1.0" for a in self.agents))] if self.agents else [],
+            problems=problems[:most],
+            quiet=quiet[:most],
+            quiet_total=len(quiet),
+            awaited=awaited[:most],
+            awaited_total=len(awaited),
+        )
+
+    def environment_names(self, _sees: Any) -> set[str]:
+        return {a.environment_name for a in self.agents}
 
     def _full(self, agent: AgentView, one: InstanceSummary) -> InstanceView:
         good = one.status is Status.HEALTHY
@@ -175,6 +244,7 @@ class FakeMetrics:
         self.selects = 0
         self.containers: list[Made] = sixty()
         self.docker_host = identifier("staging-1")
+        self.cluster: MadeCluster = shop_cluster(identifier("agent prod-cluster"), identifier("node-a"))
         self.shapes: list[tuple[str, str, str, dict[str, str], float]] = [
             ("system.cpu.utilization", "1", "gauge", {"cpu.mode": "user"}, 0.31),
             ("system.cpu.utilization", "1", "gauge", {"cpu.mode": "system"}, 0.08),
@@ -193,6 +263,9 @@ class FakeMetrics:
         if self.broken:
             raise StorageError("the disk is full")
         wanted = compile_matchers(matchers)
+        if any(m.name == "agent" for m in matchers):
+            found = self.cluster.series(start_ms, min(end_ms, int(time.time() * 1000)))
+            return [one for one in found if len(one.times) and all(m.accepts(one.labels.get(m.name, "")) for m in wanted)]
         [instance] = [m.value for m in matchers if m.name == "instance"]
         return [one for one in self._held(instance, start_ms, end_ms) if all(m.accepts(one.labels.get(m.name, "")) for m in wanted)]
 
@@ -211,6 +284,7 @@ class FakeMetrics:
         yield from self._held("a server", end - 60_000, end)
         for made in sixty():
             yield from made.series(self.docker_host, end - 60_000, end)
+        yield from shop_cluster(identifier("agent prod-cluster"), identifier("node-a")).series(end - 60_000, end)
 
     def _held(self, instance: str, start_ms: int, end_ms: int) -> Iterator[SeriesData]:
         if instance == self.docker_host:
@@ -282,7 +356,12 @@ class PagePlatform:
         self.fleet = FakeFleet(make_agents(now) if agents is None else agents)
         self.metrics = FakeMetrics()
         self.containers = ContainerService(QueryEngine(self.metrics), self.events, allowance=Allowance(30.0, 1_000_000), clock=time.time)
+        self.hosts = HostService(QueryEngine(self.metrics), allowance=Allowance(30.0, 1_000_000), clock=time.time)
+        self.clusters = ClusterService(self.metrics, max_samples=50_000_000, clock=time.time)
         self.prometheus = FakePrometheus()
+
+    def check_visible(self, _identity: Any, _scope: Any) -> None:
+        """Everybody sees everything here."""
 
     async def open(self) -> None:
         await self.database.open()
@@ -350,6 +429,8 @@ class PagePlatform:
             ]
         )
 
+        await self.events.record(cluster_changes(identifier("agent prod-cluster"), identifier("node-a")))
+
     async def close(self) -> None:
         await self.database.close()
 
@@ -367,6 +448,8 @@ def make_app(platform: PagePlatform) -> FastAPI:
     app = FastAPI(lifespan=lifespan)
     app.include_router(live_routes.router)
     app.include_router(container_routes.router)
+    app.include_router(host_routes.router)
+    app.include_router(cluster_routes.router)
     app.include_router(event_routes.router)
     app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=routes.static_directory()))

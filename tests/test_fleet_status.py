@@ -83,7 +83,7 @@ async def test_transitions_go_out_live_only_after_they_are_committed(parts, join
     async with parts.live.subscribe() as queue:
         await parts.fleet.sweep()
         topics = [queue.get_nowait().topic for _ in range(queue.qsize())]
-    assert topics == ["event", "instance"]
+    assert topics == ["event", "event", "instance"]
 
 
 async def test_a_restart_of_the_platform_raises_no_false_alarm(parts, joined):

@@ -393,7 +393,7 @@ async def test_word_of_new_samples_goes_to_the_live_stream_after_they_are_stored
             await platform.post(metrics(at=T + n * 10**10))
             message = queue.get_nowait()
             assert message.topic == "samples"
-            assert message.data == {"instance_id": "instance-1", "time_ms": T // 10**6 + n * 10_000, "points": 2}
+            assert message.data == {"instance_id": "instance-1", "agent_id": "agent-1", "time_ms": T // 10**6 + n * 10_000, "points": 2}
         platform.store.failure = StorageError()
         await platform.post(metrics(at=T + 9 * 10**10))
         assert queue.empty()

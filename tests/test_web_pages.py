@@ -13,18 +13,19 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.auth.service import SESSION_COOKIE, Role
+from app.fleet.listing import Sort
 from app.fleet.views import Status
 from app.telemetry.promql.names import prometheus_name
 from app.web import formats
+from app.web.agents_routes import STATUS_ORDER
 from app.web.charts import CHARTS, DEFAULT_RANGE, RANGES, Condition, queries
 from app.web.latest import charts_for, latest_rows, legend, read_latest
 from app.web.rendering import SECURITY_HEADERS, local_path
-from app.web.routes import STATUS_ORDER
 from connectors.agent_factory import AgentFactory
 from tests.page_platform import KEY, FakeMetrics, PagePlatform, identifier, make_agents, make_app
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-PAGES = ("/", f"/agents/{identifier('agent prod-web')}", f"/instances/{identifier('web-1')}")
+PAGES = ("/agents", f"/agents/{identifier('agent prod-web')}", f"/instances/{identifier('web-1')}")
 
 
 @pytest.fixture
@@ -59,8 +60,8 @@ def test_a_page_sends_whoever_is_not_signed_in_to_sign_in_and_back(visitor, path
 
 
 def test_a_refresh_without_session_tells_the_page_where_to_go(visitor):
-    answer = visitor.get("/?status=offline", headers={"HX-Request": "true"})
-    assert (answer.status_code, answer.headers["hx-redirect"]) == (401, "/sign-in?next=%2F%3Fstatus%3Doffline")
+    answer = visitor.get("/agents?status=offline", headers={"HX-Request": "true"})
+    assert (answer.status_code, answer.headers["hx-redirect"]) == (401, "/sign-in?next=%2Fagents%3Fstatus%3Doffline")
 
 
 def test_signing_in_sets_a_cookie_that_scripts_and_other_sites_cannot_use(visitor):
@@ -145,7 +146,7 @@ def test_every_page_carries_the_security_headers_and_no_inline_script_or_style(v
 def test_the_static_files_of_a_page_are_there(viewer):
     page = viewer.get(PAGES[2]).text
     names = re.findall(r'(?:src|href)="(/static/[^"]+)"', page)
-    assert len(names) == 7
+    assert len(names) == 8
     for name in names:
         if "/vendor/" not in name:  # those are fetched by `make install`
             assert viewer.get(name).status_code == 200, name
@@ -153,7 +154,7 @@ def test_the_static_files_of_a_page_are_there(viewer):
 
 
 def test_the_fleet_shows_every_agent_with_status_reason_version_and_exact_times(viewer, platform):
-    page = viewer.get("/").text
+    page = viewer.get("/agents").text
     text = _text(page)
     assert "10 all" in text
     assert "2 degraded" in text
@@ -167,8 +168,11 @@ def test_the_fleet_shows_every_agent_with_status_reason_version_and_exact_times(
     assert "team=payments" in text
 
 
+UNORDERED = {"version": None, "labels": (), "sort": Sort.STATUS, "descending": False}
+
+
 def test_filters_are_deep_links_that_reach_the_fleet_service(viewer, platform):
-    page = viewer.get("/?status=degraded&agent_type=docker&environment_name=staging-docker&search=staging")
+    page = viewer.get("/agents?status=degraded&agent_type=docker&environment_name=staging-docker&search=staging")
     assert platform.fleet.calls[-1] == {
         "cursor": None,
         "limit": 50,
@@ -176,15 +180,16 @@ def test_filters_are_deep_links_that_reach_the_fleet_service(viewer, platform):
         "agent_type": "docker",
         "environment_name": "staging-docker",
         "search": "staging",
+        **UNORDERED,
     }
     assert page.text.count('<tr id="agent-') == 1
     assert '<option value="docker" selected>' in page.text
     assert 'name="search" value="staging"' in page.text
-    assert "/?agent_type=docker&amp;environment_name=staging-docker&amp;search=staging&amp;status=offline" in page.text
+    assert "/agents?agent_type=docker&amp;environment_name=staging-docker&amp;search=staging&amp;status=offline" in page.text
 
 
 def test_an_unknown_status_and_blank_filters_filter_nothing(viewer, platform):
-    assert viewer.get("/?status=bogus&agent_type=+&search=").status_code == 200
+    assert viewer.get("/agents?status=bogus&agent_type=+&search=").status_code == 200
     assert platform.fleet.calls[-1] == {
         "cursor": None,
         "limit": 50,
@@ -192,17 +197,18 @@ def test_an_unknown_status_and_blank_filters_filter_nothing(viewer, platform):
         "agent_type": None,
         "environment_name": None,
         "search": None,
+        **UNORDERED,
     }
 
 
 def test_a_filter_that_nothing_meets_says_so_and_leads_back(viewer):
-    page = viewer.get("/?search=nowhere").text
+    page = viewer.get("/agents?search=nowhere").text
     assert "No agent matches" in page
     assert "Show all 10 agents" in page
 
 
 def test_what_a_person_typed_is_shown_as_text(viewer):
-    page = viewer.get("/", params={"search": '"><script>alert(1)</script>'}).text
+    page = viewer.get("/agents", params={"search": '"><script>alert(1)</script>'}).text
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
 
@@ -219,7 +225,7 @@ def test_an_empty_fleet_shows_how_to_connect_the_first_environment(tmp_path):
 def test_a_long_fleet_is_shown_page_by_page(tmp_path):
     platform = PagePlatform(tmp_path, agents=make_agents(NOW, count=120))
     with TestClient(make_app(platform)) as client:
-        page, seen = client.post("/sign-in", data={"api_key": KEY, "next": "/?agent_type=server"}).text, []
+        page, seen = client.post("/sign-in", data={"api_key": KEY, "next": "/agents?agent_type=server"}).text, []
         while True:
             seen += re.findall(r'<tr id="agent-([^"]+)"', page)
             following = re.search(r'href="([^"]+)" rel="next"', page)
@@ -237,7 +243,7 @@ def test_an_agent_shows_its_instances_problems_first_its_configuration_and_event
     assert text.index("node-a") < text.index("node-b") < text.index("node-c")
     assert "Collector kubernetes.nodes failed" in text
     assert "collect_interval 10" in text
-    assert "Nothing has happened here yet." in text
+    assert "Nothing has happened here yet." in _text(viewer.get(f"/agents/{identifier('agent checkout')}").text)
     assert "web-1 made first contact." in _text(viewer.get(PAGES[1]).text)
 
 
@@ -290,7 +296,7 @@ def test_a_fault_of_ours_gets_a_page_without_its_details(viewer, platform, monke
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr(platform.fleet, "list_agents", fail)
-    answer = viewer.get("/")
+    answer = viewer.get("/agents")
     assert answer.status_code == 500
     assert "secret detail" not in answer.text
     assert "Internal error" in answer.text
@@ -311,7 +317,7 @@ async def test_a_viewer_may_look_and_a_revoked_key_ends_the_session(tmp_path):
 
 def test_every_status_has_its_place_and_its_own_shape(viewer):
     assert set(STATUS_ORDER) == set(Status)
-    page = viewer.get("/").text
+    page = viewer.get("/agents").text
     shapes = dict(re.findall(r'<span class="status is-(\w+)">(<svg.*?</svg>)', page, re.DOTALL))
     assert len(set(shapes.values())) == len(shapes) == 5
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Header, Query, Request
 
-from app.audit.records import Actor
+from app.audit.records import Actor, ActorKind
 from app.auth.service import SESSION_COOKIE, Identity, Role
-from app.errors import ForbiddenError, UnauthenticatedError
+from app.errors import FieldError, ForbiddenError, InvalidRequestError, UnauthenticatedError
 from app.platform import Platform
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -31,7 +31,9 @@ async def get_identity(request: Request, platform: PlatformDependency) -> Identi
 
     Raises:
         UnauthenticatedError: neither is there, or it is not valid.
-        ForbiddenError: a session's changing request comes from another origin.
+        ForbiddenError: a session's changing request comes from another origin, or the key is limited to environments and this is not
+            of one.
+        NotFoundError: it is about an agent or instance in an environment that the key does not see.
     """
     header = request.headers.get("authorization", "")
     scheme, _, key = header.partition(" ")
@@ -47,25 +49,36 @@ async def get_identity(request: Request, platform: PlatformDependency) -> Identi
         if request.method not in _SAFE_METHODS and not same_origin(request):
             raise ForbiddenError("a browser session may change things only from the platform's own pages")
         identity = session
-    request.state.actor = identity.name
+    request.state.actor = _actor(request, identity)
+    platform.check_visible(identity, request.scope)
     return identity
 
 
 IdentityDependency = Annotated[Identity, Depends(get_identity)]
 
 
-async def get_actor(request: Request, identity: IdentityDependency) -> Actor:
+async def get_actor(request: Request, _identity: IdentityDependency) -> Actor:
     """Who is asking, for the audit log."""
-    return Actor(
-        kind="api-key" if request.headers.get("authorization") else "session",
-        id=identity.key_id,
-        name=identity.name,
-        client_address=request.client.host if request.client else "",
-        user_agent=request.headers.get("user-agent", ""),
-    )
+    actor: Actor = request.state.actor
+    return actor
 
 
 ActorDependency = Annotated[Actor, Depends(get_actor)]
+
+
+async def may_provision(request: Request, identity: IdentityDependency) -> None:
+    """Refuse to provision an environment that the key is not for."""
+    if identity.everywhere or request.method != "POST":
+        return
+    try:
+        body = await request.json()
+    except ValueError:
+        return  # the route says what is wrong with it
+    name = body.get("environment_name") if isinstance(body, dict) else None
+    if isinstance(name, str) and not identity.sees(name):
+        raise ForbiddenError(
+            f"the key {identity.name!r} is limited to environments {', '.join(identity.environments)}; {name!r} is none of them"
+        )
 
 
 def require(role: Role) -> Callable[[Identity], Awaitable[None]]:
@@ -87,4 +100,27 @@ def same_origin(request: Request) -> bool:
 
 
 Cursor = Annotated[str | None, Query(description="The next_cursor of the page before.")]
+IfMatch = Annotated[str | None, Header(alias="If-Match", description="The ETag that the change was made from; a newer one refuses it.")]
 Limit = Annotated[int, Query(ge=1, le=500, description="Items on a page.")]
+
+
+def version_of(if_match: str | None) -> int | None:
+    """The version that an ``If-Match`` header names; None where there is none, or any will do (``*``).
+
+    Raises:
+        InvalidRequestError: it is not an ETag of ours.
+    """
+    if if_match is None or if_match.strip() == "*":
+        return None
+    text = if_match.strip().removeprefix("W/").strip('"')
+    if not text.isdecimal():
+        raise InvalidRequestError(
+            "the If-Match header is not an ETag of this resource", errors=[FieldError("If-Match", 'must look like "3"')]
+        )
+    return int(text)
+
+
+def _actor(request: Request, identity: Identity) -> Actor:
+    kind: ActorKind = "api-key" if request.headers.get("authorization") else "session"
+    address = request.client.host if request.client else ""
+    return Actor(kind, identity.key_id, identity.name, address, request.headers.get("user-agent", ""))

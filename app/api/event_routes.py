@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query
 
-from app.api.dependencies import Cursor, Limit, PlatformDependency, require
+from app.api.dependencies import Cursor, IdentityDependency, Limit, PlatformDependency, require
 from app.auth.service import Role
+from app.errors import NotFoundError
 from app.events.views import EventView, Page
+from app.platform import environment_aware
 
 router = APIRouter(prefix="/api/v1", tags=["events"], dependencies=[Depends(require(Role.VIEWER))])
 
@@ -17,8 +19,10 @@ _SEVERITIES = {"info": 9, "warn": 13, "error": 17, "fatal": 21}
 
 
 @router.get("/events")
+@environment_aware
 async def list_events(  # noqa: PLR0913, PLR0917 - one argument for each filter
     platform: PlatformDependency,
+    identity: IdentityDependency,
     cursor: Cursor = None,
     limit: Limit = 50,
     agent_id: str | None = None,
@@ -41,6 +45,7 @@ async def list_events(  # noqa: PLR0913, PLR0917 - one argument for each filter
         instance_id=instance_id,
         name=name,
         environment_name=environment_name,
+        environment_names=None if identity.everywhere else platform.fleet.environment_names(identity.sees),
         container_id=container_id,
         min_severity=_SEVERITIES[severity] if severity else None,
         start=start,
@@ -49,6 +54,10 @@ async def list_events(  # noqa: PLR0913, PLR0917 - one argument for each filter
 
 
 @router.get("/events/{event_id}")
-async def get_event(event_id: str, platform: PlatformDependency) -> EventView:
+@environment_aware
+async def get_event(event_id: str, platform: PlatformDependency, identity: IdentityDependency) -> EventView:
     """One event."""
-    return await platform.events.get_event(event_id)
+    event = await platform.events.get_event(event_id)
+    if not identity.everywhere and not (event.environment_name and identity.sees(event.environment_name)):
+        raise NotFoundError(f"there is no event {event_id}")
+    return event

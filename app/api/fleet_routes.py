@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from app.api.asgi import bearer
-from app.api.dependencies import Cursor, Limit, PlatformDependency, require
+from app.api.dependencies import ActorDependency, Cursor, IdentityDependency, Limit, PlatformDependency, require
 from app.auth.service import Role
 from app.events.views import Page
+from app.fleet.listing import Sort
 from app.fleet.views import AgentView, InstanceView, Status
+from app.platform import environment_aware
 
 router = APIRouter(prefix="/api/v1", tags=["fleet"], dependencies=[Depends(require(Role.VIEWER))])
 open_router = APIRouter(prefix="/api/v1/agent", tags=["agent"])
 """Routes that an agent asks with its own token or credential."""
+
+WithReplaced = Annotated[bool, Query(description="Also the pods that are gone while another does their work (kubernetes).")]
 
 
 class TokenView(BaseModel):
@@ -31,6 +35,20 @@ class TokenView(BaseModel):
     revoked_at: datetime | None
 
 
+class NewTokenView(TokenView):
+    """An enrolment token that was just made."""
+
+    token: str = Field(description="Its text, shown this once.")
+
+
+class TokenRotation(BaseModel):
+    """How a token is replaced."""
+
+    model_config = {"extra": "forbid"}
+
+    overlap: Annotated[float, Field(ge=0, le=604_800)] = Field(3600.0, description="Seconds for which the token before stays valid.")
+
+
 class WhoAmI(BaseModel):
     """Whose token or credential this is."""
 
@@ -42,25 +60,41 @@ class WhoAmI(BaseModel):
 
 
 @router.get("/agents")
-async def list_agents(
+@environment_aware
+async def list_agents(  # noqa: PLR0913, PLR0917 - one parameter for each filter; FastAPI passes them by name
     platform: PlatformDependency,
+    identity: IdentityDependency,
     cursor: Cursor = None,
     limit: Limit = 50,
     status: Status | None = None,
     agent_type: str | None = None,
     environment_name: str | None = None,
+    version: Annotated[str | None, Query(description="Version of the agent, as lists show it.")] = None,
+    label: Annotated[list[str], Query(max_length=20, description="key=value, or key for any value; all must hold.")] = [],  # noqa: B006 - FastAPI copies it
     search: Annotated[str | None, Query(description="Looks in environment, type, labels and instance names.")] = None,
+    sort: Sort = Sort.STATUS,
+    order: Annotated[Literal["asc", "desc"], Query(description="By status asc lists problems first.")] = "asc",
 ) -> Page[AgentView]:
-    """Agents, problems first."""
+    """Agents, problems first unless ordered otherwise."""
     return await platform.fleet.list_agents(
-        cursor, limit, status=status, agent_type=agent_type, environment_name=environment_name, search=search
+        cursor,
+        limit,
+        status=status,
+        agent_type=agent_type,
+        environment_name=environment_name,
+        version=version,
+        labels=label,
+        search=search,
+        sort=sort,
+        descending=order == "desc",
+        sees=identity.sees,
     )
 
 
 @router.get("/agents/{agent_id}")
-async def get_agent(agent_id: str, platform: PlatformDependency) -> AgentView:
+async def get_agent(agent_id: str, platform: PlatformDependency, with_replaced: WithReplaced = False) -> AgentView:
     """One agent."""
-    return await platform.fleet.get_agent(agent_id)
+    return await platform.fleet.get_agent(agent_id, with_replaced=with_replaced)
 
 
 @router.get("/agents/{agent_id}/tokens")
@@ -71,17 +105,33 @@ async def list_tokens(agent_id: str, platform: PlatformDependency) -> Page[Token
 
 
 @router.delete("/enrolment-tokens/{token_id}", status_code=204, dependencies=[Depends(require(Role.OPERATOR))])
-async def revoke_token(token_id: str, platform: PlatformDependency) -> None:
+async def revoke_token(token_id: str, platform: PlatformDependency, actor: ActorDependency) -> None:
     """Revoke an enrolment token, at once. Instances that it enrolled keep their own credentials."""
-    await platform.fleet.enrolment.revoke_token(token_id)
+    await platform.fleet.enrolment.revoke_token(token_id, actor)
+
+
+@router.post("/enrolment-tokens/{token_id}/rotate", status_code=201, dependencies=[Depends(require(Role.OPERATOR))])
+async def rotate_token(token_id: str, body: TokenRotation, platform: PlatformDependency, actor: ActorDependency) -> NewTokenView:
+    """Put a new token in the place of one, which expires after the overlap. The new one's text is in this answer only."""
+    text, row = await platform.fleet.enrolment.rotate_token(token_id, body.overlap, actor)
+    return NewTokenView.model_validate({**_columns(row), "uses": 0, "token": text})
 
 
 @router.get("/instances")
+@environment_aware
 async def list_instances(
-    platform: PlatformDependency, cursor: Cursor = None, limit: Limit = 50, agent_id: str | None = None, status: Status | None = None
+    platform: PlatformDependency,
+    identity: IdentityDependency,
+    cursor: Cursor = None,
+    limit: Limit = 50,
+    agent_id: str | None = None,
+    status: Status | None = None,
+    with_replaced: WithReplaced = False,
 ) -> Page[InstanceView]:
     """Instances, problems first."""
-    return await platform.fleet.list_instances(cursor, limit, agent_id=agent_id, status=status)
+    return await platform.fleet.list_instances(
+        cursor, limit, agent_id=agent_id, status=status, with_replaced=with_replaced, sees=identity.sees
+    )
 
 
 @router.get("/instances/{instance_id}")
@@ -91,9 +141,9 @@ async def get_instance(instance_id: str, platform: PlatformDependency) -> Instan
 
 
 @router.delete("/instances/{instance_id}/credential", status_code=204, dependencies=[Depends(require(Role.OPERATOR))])
-async def revoke_credential(instance_id: str, platform: PlatformDependency) -> None:
+async def revoke_credential(instance_id: str, platform: PlatformDependency, actor: ActorDependency) -> None:
     """Revoke an instance's credential, at once."""
-    await platform.fleet.revoke_credential(instance_id)
+    await platform.fleet.revoke_credential(instance_id, actor)
 
 
 @open_router.get("/whoami")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import PlatformDependency, require
+from app.api.dependencies import ActorDependency, PlatformDependency, require
 from app.auth.service import Role
 from app.db.models import ApiKeyRow
 from app.events.views import Page
@@ -23,6 +23,9 @@ class KeyRequest(BaseModel):
 
     name: Annotated[str, Field(min_length=1, max_length=200, description="Who or what will use it.")]
     role: Literal["viewer", "operator", "admin"] = "viewer"
+    environments: Annotated[list[Annotated[str, Field(min_length=1, max_length=63)]], Field(min_length=1, max_length=100)] = Field(
+        ["*"], description="Names of the environments in which the role holds, with * for any characters."
+    )
     expires_in: Annotated[float | None, Field(gt=0, le=10 * 365 * 86_400, description="Life in seconds; null for no end.")] = None
 
 
@@ -32,6 +35,7 @@ class KeyView(BaseModel):
     id: str
     name: str
     role: str
+    environments: list[str]
     prefix: str = Field(description="First characters, to recognise it by.")
     created_at: datetime
     expires_at: datetime | None
@@ -46,10 +50,10 @@ class NewKeyView(KeyView):
 
 
 @router.post("", status_code=201)
-async def create_key(body: KeyRequest, platform: PlatformDependency) -> NewKeyView:
+async def create_key(body: KeyRequest, platform: PlatformDependency, actor: ActorDependency) -> NewKeyView:
     """Create a key."""
     lifetime = timedelta(seconds=body.expires_in) if body.expires_in else None
-    row, text = await platform.auth.create_key(body.name, Role.named(body.role), lifetime)
+    row, text = await platform.auth.create_key(body.name, Role.named(body.role), lifetime, environments=body.environments, actor=actor)
     return NewKeyView(**_view(row).model_dump(), key=text)
 
 
@@ -60,9 +64,9 @@ async def list_keys(platform: PlatformDependency) -> Page[KeyView]:
 
 
 @router.delete("/{key_id}", status_code=204)
-async def revoke_key(key_id: str, platform: PlatformDependency) -> None:
+async def revoke_key(key_id: str, platform: PlatformDependency, actor: ActorDependency) -> None:
     """Revoke a key and end its browser sessions, at once."""
-    await platform.auth.revoke_key(key_id)
+    await platform.auth.revoke_key(key_id, actor)
 
 
 def _view(row: ApiKeyRow) -> KeyView:

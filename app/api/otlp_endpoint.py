@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,10 +79,10 @@ class OtlpEndpoint:
     ``authenticate`` turns the bearer token into a principal or raises an :class:`~app.errors.UnauthenticatedError`;
     ``resolve_instance`` finds or creates the instance that a resource of an enrolment token's request belongs to; ``record_events``
     stores events (a known id is skipped) and gives how many were new; ``limits`` bound the body as bytes, ``items`` what it holds;
-    ``clock`` gives seconds since the epoch.
+    ``clock`` gives seconds since the epoch; ``awaited`` is for :class:`~app.telemetry.otlp_ingest.MetricIngest`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each thing that it works with
         self,
         *,
         authenticate: Authenticate,
@@ -93,13 +93,15 @@ class OtlpEndpoint:
         limits: BodyLimits,
         clock: Callable[[], float],
         items: OtlpLimits | None = None,
+        awaited: MutableMapping[str, float] | None = None,
     ) -> None:
         self._authenticate = authenticate
         self._limits = limits
         self._items = items = OtlpLimits() if items is None else items
         self._in_flight = 0
+        ingest = MetricIngest(metrics, resolve_instance, live, items, clock, awaited=awaited)
         self._signals = (
-            ("/v1/metrics", _Signal.of("metrics", MetricIngest(metrics, resolve_instance, live, items, clock), _metrics_answer)),
+            ("/v1/metrics", _Signal.of("metrics", ingest, _metrics_answer)),
             ("/v1/logs", _Signal.of("logs", LogIngest(record_events, resolve_instance, items, clock), _logs_answer)),
         )
 

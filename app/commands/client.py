@@ -51,6 +51,15 @@ class PlatformClient:
         """Send ``document`` and return the answer's."""
         return self._request("POST", path, json=document)
 
+    def put(self, path: str, document: Mapping[str, Any], *, version: int | None = None) -> Any:
+        """Replace what is at ``path``, if it is still at ``version``, and return the answer's document."""
+        headers = {} if version is None else {"If-Match": f'"{version}"'}
+        return self._request("PUT", path, json=document, headers=headers)
+
+    def patch(self, path: str, document: Mapping[str, Any]) -> Any:
+        """Change parts of what is at ``path`` and return the answer's document."""
+        return self._request("PATCH", path, json=document)
+
     def delete(self, path: str) -> None:
         """Delete what is at ``path``."""
         self._request("DELETE", path)

@@ -165,6 +165,24 @@ def show_agent(
         print_table(("INSTANCE", "STATUS", "REASON", "VERSION", "LAST SEEN", "ID"), rows, empty="")
 
 
+@agents.command("label")
+def label_agent(
+    agent: Annotated[str, typer.Argument(help="The agent's id, or the name of an environment that has one agent.")],
+    labels: Annotated[list[str], typer.Argument(help="Labels to set as name=value; name- removes one.", metavar="NAME=VALUE|NAME-...")],
+    url: UrlOption = None,
+) -> None:
+    """Set and remove labels of an agent, by which groups select it."""
+    changes: dict[str, str | None] = {}
+    for text in labels:
+        name, separator, value = text.partition("=")
+        if not separator and not text.endswith("-"):
+            raise CommandError(f"a label must be written name=value, or name- to remove it, not {text!r}", exit_code=USAGE)
+        changes[name if separator else text.removesuffix("-")] = value if separator else None
+    with connect(url) as client:
+        found = client.patch(f"/api/v1/agents/{find_agent(client, agent)['id']}", {"labels": changes})
+    typer.echo(", ".join(f"{k}={v}" for k, v in found["labels"].items()) or "no labels", err=True)
+
+
 def find_agent(client: PlatformClient, text: str) -> dict[str, Any]:
     """The agent with the id ``text``, or the only one of the environment ``text``.
 

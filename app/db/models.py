@@ -109,6 +109,8 @@ class InstanceRow(Base):
     said_goodbye: Mapped[bool] = mapped_column()
     credential_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
     candidate_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    quiet_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revived_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class EventRow(Base):
@@ -271,6 +273,7 @@ class InstanceConfigRow(Base):
     instance_id: Mapped[str] = mapped_column(ForeignKey("instances.id", ondelete="CASCADE"), primary_key=True)
     config_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     config: Mapped[dict[str, Any]] = mapped_column(JsonObject)
+    applied_config: Mapped[dict[str, Any]] = mapped_column(JsonObject)
     status: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(Text)
     offered_at: Mapped[datetime] = mapped_column(UtcDateTime)

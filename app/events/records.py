@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+MUTED = "irca.muted"
+"""Attribute of an event that happened in a maintenance window: it is on record, and nobody is told. Only the platform sets it."""
+
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement
@@ -15,7 +16,7 @@ from app.db.models import EventRow
 from app.db.session import Database
 from app.errors import FieldError, InvalidRequestError, NotFoundError
 from app.events import repository
-from app.events.records import EventRecord
+from app.events.records import MUTED, EventRecord
 from app.events.stream import LiveMessage, LiveStream
 from app.events.views import EventView, Page
 
@@ -32,11 +33,14 @@ class EventService:
     def __init__(self, database: Database, live: LiveStream) -> None:
         self._database = database
         self._live = live
+        self.is_muted: Callable[[EventRecord], bool] = lambda _record: False
+        """Whether an event happened in a maintenance window; such events are marked (:data:`app.events.records.MUTED`)."""
         self.outbox: Outbox | None = None
         """Told of new events in the transaction that records them, so that what it adds stands if and only if they do."""
 
     async def add(self, session: AsyncSession, record: EventRecord) -> None:
         """Record an event of the platform's own in the caller's transaction. Call :meth:`publish` after the commit."""
+        record = self._marked(record)
         await repository.insert_one(session, record)
         if self.outbox is not None:
             await self.outbox(session, [record])
@@ -55,13 +59,20 @@ class EventService:
         """
         if not records:
             return 0
-        unique = {r.id: r for r in reversed(records)}
+        unique = {r.id: self._marked(r) for r in reversed(records)}
         async with self._database.write() as session:
             new = set(await repository.insert_new(session, list(unique.values())))
             if self.outbox is not None and new:
                 await self.outbox(session, [r for r in unique.values() if r.id in new])
         self.publish([r for r in unique.values() if r.id in new])
         return len(new)
+
+    def _marked(self, record: EventRecord) -> EventRecord:
+        muted = self.is_muted(record)
+        if not muted and MUTED not in record.attributes:
+            return record
+        others = {key: value for key, value in record.attributes.items() if key != MUTED}
+        return replace(record, attributes=others | {MUTED: True} if muted else others)
 
     async def list_events(  # noqa: PLR0913 - one argument for each filter of the API
         self,
@@ -72,13 +83,14 @@ class EventService:
         instance_id: str | None = None,
         name: str | None = None,
         environment_name: str | None = None,
+        environment_names: Collection[str] | None = None,
         container_id: str | None = None,
         container_name: str | None = None,
         min_severity: int | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
     ) -> Page[EventView]:
-        """Events that meet all filters, newest first. ``start`` is inclusive, ``end`` exclusive.
+        """Events that meet all filters, newest first. ``start`` is inclusive, ``end`` exclusive; None lets all environments pass.
 
         Of ``container_id`` and ``container_name`` either is enough where both are given: the successor of a container bears its name.
         With them a page looks through :data:`CONTAINER_SCAN` events at most; it may hold fewer than ``limit`` and yet have a next one.
@@ -95,6 +107,8 @@ class EventService:
         ):
             if value is not None:
                 conditions.append(column == value)
+        if environment_names is not None:
+            conditions.append(EventRow.environment_name.in_(environment_names))
         if min_severity is not None:
             conditions.append(EventRow.severity >= min_severity)
         if start is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
 import urllib.parse
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +19,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from app.auth.service import SESSION_COOKIE, Identity
+from app.auth.service import SESSION_COOKIE, Identity, Role
 from app.errors import PlatformError, Problem
 from app.platform import Platform
 from app.web import formats
 from connectors._version import __version__
+from connectors.core.errors import ConnectorError
 
 _log = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
@@ -37,6 +40,40 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 """Headers of every page, errors and redirects included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """An entry of the main navigation, shown to whoever has ``role``. ``also`` are beginnings of other paths that belong to it."""
+
+    title: str
+    path: str
+    role: Role = Role.VIEWER
+    also: tuple[str, ...] = ()
+
+    def holds(self, path: str) -> bool:
+        """Whether the page at ``path`` belongs to this section."""
+        own = path == "/" if self.path == "/" else path == self.path or path.startswith(self.path + "/")
+        return own or any(path.startswith(beginning) for beginning in self.also)
+
+
+NAVIGATION = (
+    Section("Overview", "/"),
+    Section("Agents", "/agents", also=("/instances/",)),
+    Section("Clusters", "/clusters"),
+    Section("Connect", "/connect", Role.OPERATOR),
+    Section("Groups", "/groups"),
+    Section("Maintenance", "/maintenance"),
+    Section("Webhooks", "/webhooks"),
+    Section("Audit", "/audit", Role.ADMIN),
+    Section("About", "/about"),
+)
+"""The main navigation, in order. A page that belongs to a section of its own has its row here."""
+
+
+THEME_COOKIE = "irca_theme"
+"""Name of the cookie that carries what the viewer chose to look at."""
+THEMES = ("light", "dark")
 
 
 class SignInNeededError(Exception):
@@ -68,6 +105,7 @@ async def get_viewer(request: Request, platform: PlatformDependency) -> Identity
     if identity is None:
         raise SignInNeededError
     request.state.viewer = identity
+    platform.check_visible(identity, request.scope)
     return identity
 
 
@@ -86,7 +124,7 @@ class PageRoute(APIRoute):
                 response = await handle(request)
             except SignInNeededError:
                 response = _to_sign_in(request)
-            except PlatformError as exc:
+            except (PlatformError, ConnectorError) as exc:
                 response = problem_page(request, Problem.of(exc))
             except Exception as exc:  # noqa: BLE001 - a person gets a page, and the log the traceback
                 _log.exception("%s %s failed", request.method, request.url.path, extra={"action": "page_failed"})
@@ -98,10 +136,31 @@ class PageRoute(APIRoute):
 
 
 def render(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
-    """The template as a page. It sees ``viewer`` (an Identity or None), ``now``, ``path`` (of this page, with its query), ``context``."""
+    """The template as a page. It sees ``context``, and ``viewer`` (an Identity or None), ``now``, ``path``, ``form_token``, ``theme``."""
     viewer = getattr(request.state, "viewer", None)
-    text = _environment().get_template(template).render(viewer=viewer, now=datetime.now(UTC), path=page_path(request), **context)
+    sections = [s for s in NAVIGATION if viewer and viewer.role >= s.role]
+    given = {
+        "viewer": viewer,
+        "now": datetime.now(UTC),
+        "path": page_path(request),
+        "sections": sections,
+        "form_token": form_token(request),
+        "theme": theme(request),
+    }
+    text = _environment().get_template(template).render(**given, **context)
     return HTMLResponse(text, status)
+
+
+def form_token(request: Request) -> str:
+    """What a form of ours must send back: derived from the session, whose cookie no script and no other site can read."""
+    session = request.cookies.get(SESSION_COOKIE, "")
+    return hmac.new(session.encode(), b"irca-form", hashlib.sha256).hexdigest() if session else ""
+
+
+def theme(request: Request) -> str:
+    """What the viewer chose to look at: ``light`` or ``dark``; empty leaves it to the browser."""
+    chosen = request.cookies.get(THEME_COOKIE, "")
+    return chosen if chosen in THEMES else ""
 
 
 def problem_page(request: Request, problem: Problem) -> HTMLResponse:

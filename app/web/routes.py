@@ -1,4 +1,4 @@
-"""The pages: the fleet, an agent, an instance; containers, signing in and out in modules of their own."""
+"""The pages of an agent and of an instance, and the router of all pages, whose others are in modules of their own."""
 
 from __future__ import annotations
 
@@ -6,27 +6,38 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
+from app.auth.service import Role
 from app.errors import PlatformError
 from app.events.views import EventView
-from app.fleet.views import InstanceView, Status
+from app.fleet.views import InstanceView
 from app.platform import Platform
 from app.telemetry.store import SeriesData
-from app.web import container_routes, sign_in_routes
+from app.web import (
+    about_routes,
+    agents_routes,
+    cluster_routes,
+    connect_routes,
+    container_routes,
+    history_routes,
+    host_routes,
+    maintenance_routes,
+    overview_routes,
+    sign_in_routes,
+    theme_routes,
+)
 from app.web.charts import DEFAULT_RANGE, RANGES
 from app.web.container_routes import container_panel
+from app.web.history import history_panel
+from app.web.host_routes import host_panel
 from app.web.latest import CONTAINER_ID, chart_panels, charts_for, latest_rows, read_latest
 from app.web.rendering import PageRoute, PlatformDependency, Viewer, render, static_directory
-from connectors.agent_factory import AgentFactory
 
 __all__ = ["router", "static_directory"]
 
 router = APIRouter(include_in_schema=False)
 _pages = APIRouter(route_class=PageRoute)
 
-PAGE_SIZE = 50
 EVENTS_SHOWN = 20
-STATUS_ORDER = (Status.OFFLINE, Status.DEGRADED, Status.PENDING, Status.HEALTHY, Status.STOPPED, Status.ARCHIVED)
-"""Statuses as the pages list them: problems first."""
 
 HOST_FACTS = {
     "host.name": "Host",
@@ -47,59 +58,35 @@ HOST_FACTS = {
 """Resource attributes that have a name for people, in the order in which they are shown; all others follow under their own."""
 
 
-@_pages.get("/")
-async def fleet(
-    request: Request,
-    platform: PlatformDependency,
-    _viewer: Viewer,
-    status: str = "",
-    agent_type: str = "",
-    environment_name: str = "",
-    search: str = "",
-    cursor: str = "",
-) -> Response:
-    """Every agent, problems first. An unknown status in the URL is no filter."""
-    wanted = next((s for s in STATUS_ORDER if s.value == status), None)
-    agent_type, environment_name, search = agent_type.strip(), environment_name.strip(), search.strip()
-    counts = await platform.fleet.status_counts()
-    page = await platform.fleet.list_agents(
-        cursor=cursor or None,
-        limit=PAGE_SIZE,
-        status=wanted,
-        agent_type=agent_type or None,
-        environment_name=environment_name or None,
-        search=search or None,
-    )
-    given = {"status": wanted.value if wanted else "", "agent_type": agent_type, "environment_name": environment_name, "search": search}
-    filters = {name: value for name, value in given.items() if value}
+@_pages.get("/agents/{agent_id}")
+async def agent(request: Request, platform: PlatformDependency, viewer: Viewer, agent_id: str, replaced: str = "") -> Response:
+    """One agent: its instances (with ``replaced`` pods that were replaced, too), configuration and recent events; its clusters."""
+    found = await platform.fleet.get_agent(agent_id, with_replaced=replaced == "1")
+    clusters = await platform.fleet.list_clusters(viewer.sees) if found.agent_type == "kubernetes" else []
+    events = await _recent_events(platform, agent_id=agent_id)
+    order = {status: place for place, status in enumerate(agents_routes.STATUS_ORDER)}
+    instances = sorted(found.instances, key=lambda i: (order[i.status], i.name))
     return render(
         request,
-        "fleet.html",
-        agents=page.items,
-        next_query={**filters, "cursor": page.next_cursor} if page.next_cursor else None,
-        counts=[(s, counts.get(s, 0), {**{k: v for k, v in filters.items() if k != "status"}, "status": s.value}) for s in STATUS_ORDER],
-        total=sum(counts.values()),
-        all_query={k: v for k, v in filters.items() if k != "status"},
-        filters=given,
-        filtered=bool(filters),
-        cursor=cursor,
-        agent_types=AgentFactory.supported_types(),
-        public_url=platform.settings.resolved_public_url(),
+        "agent.html",
+        agent=found,
+        instances=instances,
+        events=events,
+        clusters=[one for one in clusters if found.id in one.agent_ids],
+        with_replaced=replaced == "1",
+        funnel=await platform.fleet.deployment(agent_id),
     )
-
-
-@_pages.get("/agents/{agent_id}")
-async def agent(request: Request, platform: PlatformDependency, _viewer: Viewer, agent_id: str) -> Response:
-    """One agent: its instances, configuration and recent events."""
-    found = await platform.fleet.get_agent(agent_id)
-    events = await _recent_events(platform, agent_id=agent_id)
-    order = {status: place for place, status in enumerate(STATUS_ORDER)}
-    instances = sorted(found.instances, key=lambda i: (order[i.status], i.name))
-    return render(request, "agent.html", agent=found, instances=instances, events=events)
 
 
 @_pages.get("/instances/{instance_id}")
-async def instance(request: Request, platform: PlatformDependency, _viewer: Viewer, instance_id: str, range: str = "") -> Response:  # noqa: A002 - the parameter's name in the URL
+async def instance(
+    request: Request,
+    platform: PlatformDependency,
+    viewer: Viewer,
+    instance_id: str,
+    range: str = "",  # noqa: A002 - the parameter's name in the URL
+    history: str = "",
+) -> Response:
     """One instance: its status, charts, components, host, configuration and recent events."""
     found = await platform.fleet.get_instance(instance_id)
     events = await _recent_events(platform, instance_id=instance_id)
@@ -111,6 +98,7 @@ async def instance(request: Request, platform: PlatformDependency, _viewer: View
         "instance.html",
         instance=found,
         containers=await container_panel(platform, found, request) if found.agent_type == "docker" else None,
+        panel=await host_panel(platform, found) if found.agent_type == "server" else None,
         facts=_facts(found.resource),
         events=events,
         ranges=RANGES.values(),
@@ -119,6 +107,8 @@ async def instance(request: Request, platform: PlatformDependency, _viewer: View
         latest=rows,
         latest_left_out=left_out,
         metrics_error=metrics_error,
+        history=await history_panel(platform, found, history),
+        may_act=viewer.role >= Role.OPERATOR,
     )
 
 
@@ -141,5 +131,14 @@ def _facts(resource: dict[str, object]) -> list[tuple[str, object]]:
 
 
 router.include_router(sign_in_routes.router)
+router.include_router(theme_routes.router)
+router.include_router(overview_routes.router)
+router.include_router(agents_routes.router)
+router.include_router(connect_routes.router)
+router.include_router(about_routes.router)
 router.include_router(_pages)
 router.include_router(container_routes.router)
+router.include_router(history_routes.router)
+router.include_router(maintenance_routes.router)
+router.include_router(host_routes.router)
+router.include_router(cluster_routes.router)

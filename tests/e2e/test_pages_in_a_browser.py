@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from app.events.stream import LiveMessage
 from app.fleet.views import Status
+from tests.page_clusters import UID
 from tests.page_containers import container_id
 from tests.page_platform import KEY, PagePlatform, identifier, make_app
 
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VENDOR = ROOT / "app" / "web" / "static" / "vendor"
 WEB_1 = f"/instances/{identifier('web-1')}"
 DOCKER = f"/instances/{identifier('staging-1')}"
+CLUSTER = f"/clusters/{UID}"
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 
 
@@ -132,14 +134,14 @@ def test_a_wrong_key_is_told_at_the_field(visit):
 
 
 def test_typing_filters_the_fleet_and_the_url_follows(visit):
-    opened = visit("/")
+    opened = visit("/agents")
     page = opened.page
     page.get_by_label("Search").type("prod", delay=20)
     expect(page.locator("#fleet tbody tr")).to_have_count(2)
-    page.wait_for_url("**/?search=prod")
+    page.wait_for_url("**/agents?search=prod")
     page.get_by_label("Type").select_option("server")
     expect(page.locator("#fleet tbody tr")).to_have_count(1)
-    page.wait_for_url("**/?search=prod&agent_type=server")
+    page.wait_for_url("**/agents?search=prod&agent_type=server")
     page.reload()
     expect(page.locator("#fleet tbody tr")).to_have_count(1)
     expect(page.get_by_label("Search")).to_have_value("prod")
@@ -147,7 +149,7 @@ def test_typing_filters_the_fleet_and_the_url_follows(visit):
 
 
 def test_the_fleet_changes_as_it_happens_without_losing_what_is_typed(visit, served):
-    opened = visit("/")
+    opened = visit("/agents")
     page = opened.page
     expect(page.locator("#live")).to_have_text("Live")
     page.get_by_label("Environment").focus()
@@ -324,6 +326,48 @@ def test_without_javascript_containers_can_be_searched_and_sorted(visit):
     expect(page.locator(".chart").first).to_contain_text("CPU")
 
 
+def test_the_cluster_follows_the_samples_and_keeps_what_is_typed(visit, served):
+    opened = visit(CLUSTER)
+    page = opened.page
+    expect(page.locator("#live")).to_have_text("Live")
+    page.get_by_label("Search").type("storefront", delay=20)
+    expect(page.locator("#objects tbody tr")).to_have_count(1)
+    page.wait_for_url("**/*search=storefront*")
+    storefront = next(one for one in served.platform.metrics.cluster.workloads if one.name == "storefront")
+    storefront.available = 1
+    agent = identifier("agent prod-cluster")
+    served.call(served.platform.live.publish, LiveMessage("samples", {"instance_id": identifier("node-a"), "agent_id": agent}))
+    expect(page.locator("#objects")).to_contain_text("1 of 4 available", timeout=15_000)
+    expect(page.get_by_label("Search")).to_have_value("storefront")
+    assert opened.complaints == []
+
+
+def test_from_the_agent_to_the_cluster_to_the_container_that_crashes(visit):
+    opened = visit(f"/agents/{identifier('agent prod-cluster')}")
+    page = opened.page
+    page.get_by_role("link", name="nodes, namespaces, workloads").click()
+    page.get_by_role("link", name="6 workloads with problems").click()
+    expect(page.locator("#objects tbody tr")).to_have_count(6)
+    page.get_by_label("Namespace").select_option("shop")
+    expect(page.locator("#objects tbody tr")).to_have_count(2)
+    page.get_by_role("link", name="checkout", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("checkout")
+    expect(page.get_by_text("last ended: Error").first).to_be_visible()
+    expect(page.get_by_text("checkout rolls out")).to_be_visible()
+    assert opened.complaints == []
+
+
+def test_without_javascript_a_cluster_can_be_read_and_filtered(visit):
+    page = visit(CLUSTER, java_script_enabled=False).page
+    page.get_by_label("Search").fill("postgres")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.locator("#objects tbody tr")).to_have_count(1)
+    page.get_by_role("link", name="postgres", exact=True).click()
+    expect(page.get_by_role("row")).to_have_count(4)
+    page.goto(CLUSTER + "?view=namespaces")
+    expect(page.locator("td .gauge").first).to_be_visible()
+
+
 def test_times_are_in_the_viewers_zone_with_the_exact_instant_on_hover(visit, served):
     page = visit(WEB_1).page
     first_seen = page.locator("time[data-exact]").first
@@ -333,7 +377,7 @@ def test_times_are_in_the_viewers_zone_with_the_exact_instant_on_hover(visit, se
 
 
 def test_without_javascript_everything_can_be_read_and_filtered(visit):
-    page = visit("/", java_script_enabled=False).page
+    page = visit("/agents", java_script_enabled=False).page
     page.get_by_label("Search").fill("prod-web")
     page.get_by_role("button", name="Filter").click()
     expect(page.locator("#fleet tbody tr")).to_have_count(1)
@@ -354,7 +398,8 @@ def test_no_page_has_accessibility_violations_or_scrolls_sideways(visit, scheme,
     expect(page.locator("#live")).to_have_text("Live")
     _check(page)
     for path in (
-        "/?search=nowhere",
+        "/agents",
+        "/agents?search=nowhere",
         f"/agents/{identifier('agent payments-eu')}",
         f"/agents/{identifier('agent edge-berlin')}",
         "/agents/none",
@@ -362,6 +407,13 @@ def test_no_page_has_accessibility_violations_or_scrolls_sideways(visit, scheme,
         DOCKER + "?search=nowhere",
         f"{DOCKER}/containers/{container_id('shop-search-indexer-1')}",
         f"{DOCKER}/containers/{container_id('old-proxy')}",
+        "/clusters",
+        CLUSTER,
+        CLUSTER + "?view=nodes",
+        CLUSTER + "?view=namespaces",
+        CLUSTER + "?search=nowhere",
+        CLUSTER + "/workloads/deployment/shop/checkout",
+        CLUSTER + "/workloads/statefulset/payments/postgres",
     ):
         page.goto(path)
         _check(page)
@@ -393,7 +445,7 @@ def test_an_empty_fleet_is_accessible_and_its_command_can_be_copied(tmp_path, br
 
 
 @pytest.mark.skipif(not os.environ.get("IRCA_SCREENSHOTS"), reason="IRCA_SCREENSHOTS is not set")
-@pytest.mark.parametrize(("path", "name"), [("/", "fleet"), (WEB_1 + "?range=1h", "instance")])
+@pytest.mark.parametrize(("path", "name"), [("/", "overview"), ("/agents", "agents"), (WEB_1 + "?range=1h", "instance")])
 def test_screenshots_for_the_documentation(visit, path, name):
     page = visit(path, viewport={"width": 1280, "height": 800}).page
     expect(page.locator("#live")).to_have_text("Live")

@@ -79,7 +79,9 @@
     wantedAgain = false;
     refreshed = Date.now();
     try {
-      await window.htmx.ajax("GET", location.pathname + location.search, {
+      // `data-refresh` may name where the region is to be had, for a page that itself cannot be asked for again
+      const from = document.querySelector("[data-refresh]").dataset.refresh || location.pathname + location.search;
+      await window.htmx.ajax("GET", from, {
         source: first, target: first, select: first, swap: "outerMorph", selectOOB: others.map((id) => `${id}:outerMorph`).join(","),
       });
     } finally {
@@ -182,6 +184,20 @@
     const body = event.detail.ctx?.request?.body;
     if (!(body instanceof FormData) || event.detail.ctx.request.method !== "GET") return;
     for (const [name, value] of [...body.entries()]) if (value === "") body.delete(name);
+  });
+
+  // The switch between light and dark works as a form; here it does so without leaving the page, which may not be asked for again.
+  document.querySelector("form.themes")?.addEventListener("submit", async (event) => {
+    const chosen = event.submitter?.value;
+    if (chosen === undefined) return;
+    event.preventDefault();
+    const root = document.documentElement;
+    if (chosen) root.dataset.theme = chosen;
+    else delete root.dataset.theme;
+    document.querySelector("meta[name=color-scheme]").content = chosen || "light dark";
+    for (const button of event.currentTarget.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.value === chosen));
+    document.dispatchEvent(new CustomEvent("irca:theme"));
+    await fetch("/theme", { method: "POST", body: new URLSearchParams({ theme: chosen }), redirect: "manual" });
   });
 
   prepare();

@@ -280,6 +280,8 @@
   document.addEventListener("visibilitychange", () => { if (!document.hidden) loadSoon(); });
   setInterval(() => { if (Date.now() - loaded >= LOOK_ANYWAY) loadSoon(); }, 5000);
   new ResizeObserver(() => charts.forEach((chart) => chart.resize())).observe(section);
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach((chart) => chart.recolour()));
+  const recolour = () => charts.forEach((chart) => chart.recolour());
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
+  document.addEventListener("irca:theme", recolour);
   load();
 })();

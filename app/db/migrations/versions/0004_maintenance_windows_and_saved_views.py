@@ -1,4 +1,4 @@
-"""Maintenance windows and saved views."""
+"""Maintenance windows, saved views, and since when an instance is quiet."""
 
 from __future__ import annotations
 
@@ -40,10 +40,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_saved_views")),
         sa.UniqueConstraint("page", "name", name=op.f("uq_saved_views_page_name")),
     )
+    with op.batch_alter_table("instances", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("quiet_since", sa.DateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column("revived_at", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
     """Take back."""
+    with op.batch_alter_table("instances", schema=None) as batch_op:
+        batch_op.drop_column("revived_at")
+        batch_op.drop_column("quiet_since")
+
     op.drop_table("saved_views")
     with op.batch_alter_table("maintenance_windows", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_maintenance_windows_ends_at"))

@@ -44,6 +44,7 @@ def upgrade() -> None:
         sa.Column("instance_id", sa.String(length=36), nullable=False),
         sa.Column("config_hash", sa.LargeBinary(length=32), nullable=False),
         sa.Column("config", _JSON, nullable=False),
+        sa.Column("applied_config", _JSON, nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("offered_at", sa.DateTime(timezone=True), nullable=False),
