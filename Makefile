@@ -30,7 +30,9 @@ install-dev: ## The same with what tests and checks need
 
 test: install-dev ## Run all checks and the whole suite, with coverage
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n auto --dist loadfile --cov=connectors --cov=app --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+	@# Booted hosts come last and alone: under cgroup v1 they keep the Docker engine from reading its containers' statistics. 5: nothing chosen.
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not booted" --cov=connectors --cov=app --cov-branch --cov-report= $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -n auto --dist loadfile -m booted --cov=connectors --cov=app --cov-branch --cov-append --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS) || [ $$? -eq 5 ]
 
 check: install-dev ## Lint, types, import rules, freshness of generated files
 	$(BIN)/ruff check .

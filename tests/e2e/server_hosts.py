@@ -214,7 +214,7 @@ class Host:
     def run(self, command: str, user: str = "root") -> subprocess.CompletedProcess[str]:
         """Run a command line as somebody would who pastes it; output and errors together, as a terminal shows them."""
         argv = ["docker", "exec", "--user", user, self.name, "bash", "-c", command]
-        return subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180, check=False)
+        return subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=180, check=False)
 
     def sh(self, command: str) -> str:
         done = self.run(command)
