@@ -150,6 +150,17 @@ def test_a_container_that_vanishes_meanwhile_is_no_failure(engine, status):
     assert outcome(collection)["docker.containers"] == ""
 
 
+def test_a_container_that_vanishes_while_it_is_read_is_no_failure(engine):
+    engine.add("web")
+    gone = engine.add("gone")
+    engine.replies[f"/containers/{gone}/stats"] = (200, b"")
+
+    collection = agent().collect_metrics()
+
+    assert by_container(collection).keys() == {"web", None}
+    assert outcome(collection)["docker.containers"] == ""
+
+
 def test_one_container_that_cannot_be_asked_leaves_the_others_in(engine):
     engine.add("web")
     broken = engine.add("broken")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any, Self
 
-from connectors.core.errors import ConnectorError, RuntimeUnavailableError
+from connectors.core.errors import ConnectorError, NotDeployedError, RuntimeUnavailableError
 from connectors.docker.engine import FAILURES, Engine, explain, explain_answer
 
 _OK = 200
@@ -112,6 +112,11 @@ class Fanout:
         try:
             response = connection.getresponse()
             content = response.read()
+            if not content and response.status == _OK:
+                # The engine had begun to answer when the container went: there is nothing left to tell of it.
+                connection.close()
+                self._engine.count(kind, self._monotonic() - asked.began)
+                return Answer(_OK, {}, NotDeployedError(f"the container went while {asked.key} was read"))
             document = json.loads(content)
         except (*FAILURES, ValueError) as exc:
             connection.close()
