@@ -113,8 +113,18 @@ def test_what_a_container_uses_is_what_its_control_group_counts(namespace, agent
     made = agent(**on_the_node)
     app = {"k8s_namespace_name": namespace, "k8s_pod_name": "busy", "k8s_container_name": "app"}
 
-    # The kubelet looks at its control groups every ten seconds or so, and knows the use of CPU from its second look on.
-    wait_for(lambda: values(made.collect_metrics(), **app).get("container.cpu.usage", 0) > 0.1)
+    whole = {"k8s_namespace_name": namespace, "k8s_pod_name": "busy"}
+
+    def both_were_looked_at_twice():
+        seen = made.collect_metrics()
+        of_the_container, of_the_pod = values(seen, **app), values(seen, **whole)
+        return (
+            of_the_container.get("container.cpu.usage", 0) > 0.1
+            and of_the_pod.get("k8s.pod.cpu.time", 0) >= of_the_container["container.cpu.time"] * 0.5
+        )
+
+    # The kubelet looks at each control group by itself, every ten seconds or so, and knows the use of CPU from its second look on.
+    wait_for(both_were_looked_at_twice)
     before, _ = control_group(namespace, "busy")
     collection = made.collect_metrics()
     after, memory = control_group(namespace, "busy")
@@ -127,7 +137,7 @@ def test_what_a_container_uses_is_what_its_control_group_counts(namespace, agent
     assert found["container.memory.usage"] == pytest.approx(memory, rel=0.25)
     assert 8 * 1024**2 < found["container.memory.working_set"] < 96 * 1024**2
     assert found["container.memory.available"] == pytest.approx(96 * 1024**2 - found["container.memory.working_set"], rel=0.01)
-    pod = values(collection, k8s_namespace_name=namespace, k8s_pod_name="busy")
+    pod = values(collection, **whole)
     assert pod["k8s.pod.cpu.time"] >= found["container.cpu.time"] * 0.5
     assert pod["k8s.pod.memory.usage"] > 8 * 1024**2
 
