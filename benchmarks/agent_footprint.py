@@ -56,14 +56,13 @@ def measure(window: float = 60.0) -> tuple[Footprint, dict[str, Footprint]]:
             "CA_FILE": str(folder / "ca.pem"),
             "STATE_DIR": str(folder / "agent"),
             "MALLOC_ARENA_MAX": "1",  # as the unit has it
+            "MALLOC_TRIM_THRESHOLD_": "65536",
         }
-        python = installed(folder / "installed")
-        with running(
-            [python, "-m", "connectors.cli", "check", "--type", "server"], {**agent_env, "STATE_DIR": str(folder / "warm")}, folder
-        ) as warm:
-            warm.popen.wait(60)  # files in the page cache and bytecode, as on a machine where it was installed
+        agent_command = installed(folder / "installed")
+        with running([*agent_command, "check", "--type", "server"], {**agent_env, "STATE_DIR": str(folder / "warm")}, folder) as warm:
+            warm.popen.wait(60)  # files in the page cache, as on a machine where it was installed
         started = time.monotonic()
-        with running([python, "-m", "connectors.cli", "run", "--type", "server"], agent_env, folder) as agent:
+        with running([*agent_command, "run", "--type", "server"], agent_env, folder) as agent:
             wait_for(lambda: _has_data(port, context), "arrival of first data")
             first = time.monotonic() - started
             with contextlib.ExitStack() as stack:
@@ -73,15 +72,21 @@ def measure(window: float = 60.0) -> tuple[Footprint, dict[str, Footprint]]:
             return Footprint(*mine, first), {name: Footprint(*figures) for name, figures in zip(others, theirs, strict=True)}
 
 
-def installed(directory: Path) -> str:
-    """The interpreter of an environment made as the install script makes it: the bundle's wheels, unpacked, and nothing else."""
+def installed(directory: Path) -> list[str]:
+    """The command of an agent installed as the install script does it: the bundle's wheels, unpacked and compiled, and nothing else."""
     subprocess.run([sys._base_executable, "-m", "venv", "--without-pip", str(directory)], check=True, timeout=120)  # noqa: SLF001 - the interpreter behind this environment's
     packages = next(directory.glob("lib/python3*/site-packages"))
     with tarfile.open(fileobj=io.BytesIO(own_bundle()[1])) as bundle:
         for member in bundle.getmembers():
             if content := bundle.extractfile(member):
                 zipfile.ZipFile(io.BytesIO(content.read())).extractall(packages)
-    return str(directory / "bin" / "python")
+    python = str(directory / "bin" / "python")
+    subprocess.run([python, "-I", "-m", "compileall", "-q", str(packages)], check=True, timeout=120)
+    launcher = directory / "bin" / "incident-rca-agent"
+    launcher.write_text(
+        f"import sys\n\nsys.path.insert(0, {str(packages)!r})\nfrom connectors.cli import main\n\nsys.exit(main())\n", encoding="utf-8"
+    )
+    return [python, "-I", str(launcher)]
 
 
 def _others(stack: contextlib.ExitStack, folder: Path) -> Iterator[tuple[str, tuple[Measured, str]]]:

@@ -9,6 +9,12 @@ is not healthy.
 
 from __future__ import annotations
 
+from connectors.core.deferred import RARELY_USED, defer, import_undescribed
+
+defer(*RARELY_USED)  # before anything imports them
+import_undescribed("annotated_types")
+
+# isort: split
 import contextlib
 import dataclasses
 import json

@@ -24,6 +24,8 @@ REFUSED_GAP_PAUSE = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class _Settlement:
+    """How a batch ended: how many of its items the platform rejected (None: all of them), and why."""
+
     rejected: int | None
     reason: str
 

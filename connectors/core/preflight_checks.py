@@ -125,6 +125,8 @@ def common_checks(target: Target) -> Sequence[Check]:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
+    """What the platform answered, and when by this machine's clock (Unix seconds)."""
+
     status: int
     headers: Mapping[str, str]
     body: bytes

@@ -19,6 +19,7 @@ from connectors.core.backoff import Backoff, around, next_round, unit_random
 from connectors.core.collector import describe_failure
 from connectors.core.delivery import Outbox, Sender
 from connectors.core.errors import AuthenticationError, TransportError
+from connectors.core.event_buffer import EventBuffer
 from connectors.core.generation import COLLECT, CUSTOM, Generation, check_successor, make_intake
 from connectors.core.health import Facts, health
 from connectors.core.identity import StateDirectory
@@ -49,8 +50,6 @@ MAX_PAYLOAD = 900 * 1024
 STOP_WITHIN = 10.0
 _JOIN_WITHIN = 4.0
 _POLL = 1.0
-_EVENT_PAUSE = 1.0
-_MAX_BUFFERED_EVENTS = 500
 _MIN_HEARTBEAT_PAUSE = 1.0
 _STUCK_AFTER = 300.0
 """Seconds (and five intervals at least) after which a collection that does not end is a hang, and the watchdog is let run out."""
@@ -101,8 +100,7 @@ class Runtime:
         self._notifier = Notifier.from_environment(environ, time.monotonic)
         self._collected = time.monotonic()
         self._wake_send, self._retry_send, self._wake_heartbeat = threading.Event(), threading.Event(), threading.Event()
-        self._wake_events = threading.Event()
-        self._events: list[Event] = []
+        self._events = EventBuffer(self._append_events)
         identity, events = self._state.identity(this_machine(agent.machine_id(), environ))
         self._host: Attributes = dict(agent.resource())
         self._management = Management(self._state, identity, agent.platform_url, agent._token, self._credential_changed)  # noqa: SLF001 - the runtime is the agent's other half
@@ -186,13 +184,13 @@ class Runtime:
         yield "heartbeat", self._heartbeat_loop
         yield "send", self._send_loop
         if self._watches:
-            yield "events", self._events_loop
+            yield "events", self._events.run
 
     def _work(self, generation: Generation) -> Iterator[tuple[str, Callable[[threading.Event], None]]]:
         agent = generation.agent
         yield "collect", partial(self._collect_loop, generation)
         if self._watches:
-            yield "watch", lambda stopping: agent.watch(self._emit, stopping)
+            yield "watch", lambda stopping: agent.watch(self._events.add, stopping)
         intake = make_intake(
             agent,
             append=self._append_payload,
@@ -262,28 +260,6 @@ class Runtime:
                     continue
                 backoff.reset()
             self._wake_send.wait()
-
-    def _events_loop(self, stopping: threading.Event) -> None:
-        while not stopping.is_set():
-            self._wake_events.wait()
-            stopping.wait(_EVENT_PAUSE)
-            self._flush_events()
-
-    def _emit(self, event: Event) -> None:
-        """Take an event from a watch: it is on disk within a second, at once when many come."""
-        with self._lock:
-            self._events.append(event)
-            full = len(self._events) >= _MAX_BUFFERED_EVENTS
-        if full:
-            self._flush_events()
-        else:
-            self._wake_events.set()
-
-    def _flush_events(self) -> None:
-        with self._lock:
-            self._wake_events.clear()
-            events, self._events = self._events, []
-        self._append_events(events)
 
     # What the loops do.
 
@@ -495,7 +471,7 @@ class Runtime:
     def _stop(self, runner: Runner) -> None:
         self._notifier.stopping("flushing what is spooled")
         deadline = time.monotonic() + STOP_WITHIN
-        for event in (self._wake_send, self._retry_send, self._wake_heartbeat, self._wake_events):
+        for event in (self._wake_send, self._retry_send, self._wake_heartbeat, self._events.wake):
             event.set()
         if self._generation:
             self._generation.stopping.set()
@@ -503,7 +479,7 @@ class Runtime:
         stuck += self._generation.stop(_JOIN_WITHIN / 2) if self._generation else []
         if stuck:
             log.entry(_LOG, logging.WARNING, "agent.stop", "some loops are still busy", loops=",".join(stuck))
-        self._flush_events()
+        self._events.flush()
         self._transport.stop_by(deadline)
         if self._management.enrolled and "send" not in stuck:
             drained = self._sender.drain(lambda: time.monotonic() < deadline - 1)

@@ -317,6 +317,7 @@ class ChangeWatch:
                     since=container.died_at,
                     until=event.time_unix_nano,
                     timeout=self._engine.timeout,
+                    lives_again=(inspection.get("HostConfig") or {}).get("RestartPolicy", {}).get("Name") not in (None, "", "no"),
                 )
         except ConnectorError as exc:
             return Tail(reason=exc.reason)

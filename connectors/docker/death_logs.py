@@ -24,6 +24,8 @@ _KEPT = 4 * MAX_BYTES
 """Bytes held while reading, of which the last count: more than are sent, for a secret must be seen whole to be recognised."""
 _READ = 4 * 1024 * 1024
 """Bytes after which reading stops: the last fifty lines of a program may be of any length."""
+_NEXT_LIFE = 2000
+"""Lines that a container which was started anew may have written by the time its former life's log is read."""
 _HEADER = 8
 _CUT = "…"
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
@@ -48,24 +50,27 @@ def read_tail(
     since: int,
     until: int,
     timeout: float,
-    clock: Callable[[], float] = time.monotonic,
+    lives_again: bool = False,
 ) -> Tail:
     """The last ``lines`` lines that ``container`` wrote between two times (Unix nanoseconds; ``since`` 0 is its beginning).
 
     ``tty`` says whether it has a terminal, for the engine then sends its output as it is, and else in frames. Never raises for what the
-    engine answers: that is the tail's reason. ``timeout`` (seconds) bounds each step and, doubled, the whole.
+    engine answers: that is the tail's reason. ``timeout`` (seconds) bounds each step and, doubled, the whole. ``lives_again`` says that
+    the engine may have started the container anew.
 
     Raises:
         requests.exceptions.RequestException: the engine cannot be asked.
     """
     url = f"{client.base_url}/v{client.api_version}/containers/{container}/logs"
-    asked: dict[str, str | int] = {"stdout": 1, "stderr": 1, "tail": lines, "since": stamp(since), "until": stamp(until)}
-    deadline = clock() + 2 * timeout
+    # The engine counts lines from the end of the log before it looks at times: what the next life has written takes the place of some.
+    from_end = lines + (_NEXT_LIFE if lives_again else 0)
+    asked: dict[str, str | int] = {"stdout": 1, "stderr": 1, "tail": from_end, "since": stamp(since), "until": stamp(until)}
+    deadline = time.monotonic() + 2 * timeout
     with client.get(url, params=asked, stream=True, timeout=timeout) as response:
         if response.status_code != requests.codes.ok:
             return Tail(reason=refusal(response.status_code, _message(response)))
         chunks: Iterable[bytes] = response.raw.stream(65_536, decode_content=True)
-        return tail_of(chunks if tty else demultiplexed(chunks), lines, lambda: clock() > deadline)
+        return tail_of(chunks if tty else demultiplexed(chunks), lines, lambda: time.monotonic() > deadline)
 
 
 def tail_of(pieces: Iterable[bytes], lines: int, is_late: Callable[[], bool] = lambda: False) -> Tail:

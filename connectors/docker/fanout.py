@@ -34,6 +34,8 @@ class Answer:
 
 @dataclass(slots=True)
 class _Asked:
+    """A question that is under way, and since when (monotonic seconds)."""
+
     key: str
     connection: HTTPConnection
     began: float

@@ -43,6 +43,8 @@ class _Reasons:
 
 @dataclass(slots=True)
 class _Container:
+    """What is remembered of a container from round to round."""
+
     resource: Attributes
     reasons: _Reasons = field(default_factory=_Reasons)
     endings: _Reasons = field(default_factory=_Reasons)

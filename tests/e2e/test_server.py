@@ -241,13 +241,13 @@ def test_purge_takes_what_others_added_too(installed, platform):
 
 def test_another_name_state_directory_and_ca_are_taken_over_and_removed(installed, platform):
     host = installed.host
-    host.sh("cp /etc/ssl/certs/ca-certificates.crt /root/my-ca.pem")
-    answer = platform.provision("named", service_name="rca-two", state_dir="/srv/rca two", ca_file="/root/my-ca.pem", log_level="debug")
+    host.sh("cp /etc/ssl/certs/ca-certificates.crt /srv/my-ca.pem")
+    answer = platform.provision("named", service_name="rca-two", state_dir="/srv/rca two", ca_file="/srv/my-ca.pem", log_level="debug")
     host.install(answer["deployment_command"])
     eventually(lambda: platform.healthy(answer["agent_id"]))
     assert host.is_active("rca-two")
     assert host.sh("stat -c '%a' /etc/rca-two/ca.pem; ls '/srv/rca two'").split()[0] == "644"
     assert "identity.json" in host.sh("ls '/srv/rca two'")
     host.install(answer["uninstall_command"])
-    host.sh("rm /root/my-ca.pem")
+    host.sh("rm /srv/my-ca.pem")
     assert host.files() == installed.pristine

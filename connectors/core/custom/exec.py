@@ -45,6 +45,8 @@ def run_command(command: Command, stopping: threading.Event) -> Sequence[Metric]
 
 @dataclass(slots=True)
 class _Heard:
+    """What a command has written so far."""
+
     output: bytearray
     errors: bytearray
 

@@ -664,8 +664,8 @@ StartLimitBurst=10
 Type=notify
 NotifyAccess=main
 ExecStart=/opt/$service/current/bin/incident-rca-agent run --type server
-# One pool of memory for all threads: the agent has few, and resident memory matters more than speed.
-Environment=MALLOC_ARENA_MAX=1
+# One pool of memory for all threads, trimmed soon: the agent has few, and resident memory matters more than speed.
+Environment=MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=65536
 EnvironmentFile=/etc/$service/agent.env
 $token_line
 User=$user
@@ -733,6 +733,7 @@ set -a
 . /etc/$service/agent.env
 AGENT_TOKEN_FILE=/etc/$service/token
 MALLOC_ARENA_MAX=1
+MALLOC_TRIM_THRESHOLD_=65536
 STATE_DIRECTORY=$state
 set +a
 
