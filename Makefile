@@ -31,8 +31,8 @@ install-dev: ## The same with what tests and checks need
 test: install-dev ## Run all checks and the whole suite, with coverage
 	@$(MAKE) --no-print-directory check
 	@# Booted hosts come last and alone: under cgroup v1 they keep the Docker engine from reading its containers' statistics. 5: nothing chosen.
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not booted" --cov=connectors --cov=app --cov-branch --cov-report= $(ARGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest -n auto --dist loadfile -m booted --cov=connectors --cov=app --cov-branch --cov-append --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not booted" --cov=connectors --cov=app --cov-branch --cov-report= $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m booted --cov=connectors --cov=app --cov-branch --cov-append --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS) || [ $$? -eq 5 ]
 
 check: install-dev ## Lint, types, import rules, freshness of generated files
 	$(BIN)/ruff check .
@@ -41,6 +41,7 @@ check: install-dev ## Lint, types, import rules, freshness of generated files
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_proto.py --check
 	$(BIN)/python tools/generate_docs.py --check
+	$(BIN)/python tools/generate_client.py --check
 
 bench: install-dev ## Run the benchmarks
 	$(BIN)/python benchmarks/run.py $(ARGS)
@@ -50,6 +51,7 @@ proto: install-dev ## Generate the OpAMP messages from their .proto
 
 docs: install-dev ## Generate the reference pages
 	$(BIN)/python tools/generate_docs.py
+	$(BIN)/python tools/generate_client.py
 
 lock: ## Pin the dependencies anew (needs uv)
 	@command -v uv >/dev/null 2>&1 || { echo "incident-rca: make lock needs uv on the path" >&2; exit 1; }

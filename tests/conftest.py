@@ -73,11 +73,17 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(variable, None)
 
 
+_SLOWEST_FIRST = {"e2e": 0, "integration": 1}
+"""Folders whose tests wait for real components: begun first, so that no worker is left with a long file at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what boots hosts as ``booted``: while one stands, the engine on a machine with cgroup v1 reads no container's statistics."""
+    """Mark what boots hosts as ``booted``: while one stands, the engine on a machine with cgroup v1 reads no container's statistics; and
+    put the slowest folders first."""
     for item in items:
         if any("systemd" in marker.args for marker in item.iter_markers("requires")):
             item.add_marker("booted")
+    items.sort(key=lambda item: _SLOWEST_FIRST.get(item.path.parent.name, len(_SLOWEST_FIRST)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from app.releases import build, release, signing, wheels
+from app.releases.executable import least_glibc
 from app.releases.repository import PackageRepository
 from app.releases.wheels import Target
 from connectors._version import __version__
-from connectors.core.package_manifest import BUNDLE, MANIFEST_FILE, Manifest, PackageFile, encode
+from connectors.core.package_manifest import BUNDLE, EXECUTABLE, MANIFEST_FILE, PRODUCT, Manifest, PackageFile, encode
 
 DAY = 86_400.0
 
@@ -51,12 +52,23 @@ class PackageShop:
             shutil.rmtree(scratch)
         return self._executable[0]
 
-    def make(self, version: str = __version__, *, bundle: bool = True, executable: bool = False) -> Path:
-        """A directory with a release that is not signed yet."""
+    def program(self, tarball: Path) -> tuple[PackageFile, bytes]:
+        """The program that another system's build made, with what its files say of the glibc that they need."""
+        unpacked = self.directory / f"unpacked-{tarball.name}"
+        with tarfile.open(tarball) as archive:
+            archive.extractall(unpacked, filter="data")
+        own = wheels.own_target()
+        target = Target(own.os, own.arch, own.libc, least_glibc(unpacked))
+        shutil.rmtree(unpacked)
+        return build.describe(f"{PRODUCT}-{__version__}-{target.label}-executable.tar.gz", EXECUTABLE, target, tarball.read_bytes(), "")
+
+    def make(self, version: str = __version__, *, bundle: bool = True, executable: bool | Path = False) -> Path:
+        """A directory with a release that is not signed yet; ``executable`` may be a program that was built elsewhere."""
         self._number += 1
         made = self.directory / f"release-{self._number}"
         made.mkdir()
-        files = [*([self.bundle(version)] if bundle else []), *([self.executable()] if executable else [])]
+        programs = [self.program(executable)] if isinstance(executable, Path) else [self.executable()] if executable else []
+        files = [*([self.bundle(version)] if bundle else []), *programs]
         for file, content in files:
             (made / file.name).write_bytes(content)
         manifest = Manifest(version, 0.0, 0.0, build.UNSIGNED, tuple(file for file, _ in files))
@@ -69,7 +81,7 @@ class PackageShop:
         version: str = __version__,
         *,
         bundle: bool = True,
-        executable: bool = False,
+        executable: bool | Path = False,
         life: float = 30 * DAY,
         now: float | None = None,
         allow_downgrade: bool = False,

@@ -23,6 +23,8 @@ from app.releases.archive import gzipped_tar
 from connectors.core.package_manifest import PRODUCT
 
 BUILD_TIMEOUT = 900.0
+_CHECK_FAILED = 3
+"""The agent's exit code when it runs but a preflight check fails."""
 _LAST_LINES = 12
 _ELF = b"\x7fELF"
 _GLIBC = re.compile(rb"\0GLIBC_([0-9]+)\.([0-9]+)(?:\.[0-9]+)?(?=\0)")
@@ -109,11 +111,15 @@ def build_executable(directory: Path, scratch: Path) -> tuple[Path, str]:
     """
     entry, made = scratch / "entry.py", scratch / "dist"
     entry.write_text(_ENTRY, encoding="utf-8")
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "315532800", "PYINSTALLER_CONFIG_DIR": str(scratch / "cache")}
-    # The agent's code must come from here whatever stands in the caller's directory, so that is not on the path.
-    _run([sys.executable, *arguments(str(entry), str(scratch), str(Path(connectors.__file__).parents[1]))], scratch, environment)
+    # The agent's code must come from here whatever stands in the caller's directory; PyInstaller's own children need to find it, too.
+    source = str(Path(connectors.__file__).parents[1])
+    own = {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "315532800", "PYINSTALLER_CONFIG_DIR": str(scratch / "cache"), "PYTHONPATH": source}
+    environment = {**os.environ, **own}
+    _run([sys.executable, *arguments(str(entry), str(scratch), source)], scratch, environment)
     program = made / PRODUCT / (f"{PRODUCT}.exe" if os.name == "nt" else PRODUCT)
-    _run([str(program), "version"], scratch, environment)
+    # It must find the type of agent that it exists for; that nothing answers at this address is a failed check of the host, not of it.
+    tried = {**os.environ, "AGENT_TOKEN": "none", "STATE_DIR": str(scratch / "state")}
+    _run([str(program), "check", "--type", "server", "--platform-url", "http://127.0.0.1:9"], scratch, tried, accepted=(0, _CHECK_FAILED))
     path = directory / f"{PRODUCT}-executable.tar.gz"
     with path.open("wb") as file:
         pack(made / PRODUCT, file)
@@ -161,7 +167,7 @@ def pack(directory: Path, file: IO[bytes]) -> None:
                 archive.addfile(member, content)
 
 
-def _run(command: Sequence[str], directory: Path, environment: dict[str, str]) -> None:
+def _run(command: Sequence[str], directory: Path, environment: dict[str, str], accepted: Sequence[int] = (0,)) -> None:
     name = "PyInstaller" if "PyInstaller" in command else Path(command[0]).name
     try:
         done = subprocess.run(
@@ -178,6 +184,6 @@ def _run(command: Sequence[str], directory: Path, environment: dict[str, str]) -
         raise ReleaseError(f"{name} cannot be started: {exc.strerror}") from exc
     except subprocess.TimeoutExpired as exc:
         raise ReleaseError(f"{name} was given up after {BUILD_TIMEOUT:g} s") from exc
-    if done.returncode:
+    if done.returncode not in accepted:
         said = done.stdout.decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
         raise ReleaseError("\n".join([f"{name} failed (exit code {done.returncode})", *said]))

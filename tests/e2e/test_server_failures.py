@@ -8,6 +8,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -258,32 +260,60 @@ def test_a_host_without_python_gets_the_program(bare, executable_platform):
     assert host.files() == bare.pristine
 
 
-@pytest.mark.parametrize("release", ["trixie", "bullseye"])
-def test_other_releases_of_debian_are_connected_or_told_what_they_lack(platform, release):
+@contextmanager
+def debian(release: str) -> Iterator[Host]:
+    """A booted host of another release, gone afterwards."""
     image = os.environ.get(f"IRCA_TEST_{release.upper()}_IMAGE")
     if not image:
         pytest.skip(f"IRCA_TEST_{release.upper()}_IMAGE names no image of a bootable {release}")
     host = Host.boot_image(release, image)
-    host.sh("mount --make-rshared /")
-    answer = platform.provision(release)
     try:
-        if release == "trixie":  # by somebody who may use sudo
-            host.sh("useradd --create-home ann; echo 'ann ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ann")
-            done = host.run(answer["deployment_command"], user="ann")
-            assert done.returncode == 0, done.stdout
-            eventually(lambda: platform.healthy(answer["agent_id"]))
-            told = host.sh("journalctl --no-pager _COMM=sudo")
-            assert "COMMAND=/usr/bin/bash -s --" in told
-            assert answer["agent_token"] not in told
-            done = host.run(answer["uninstall_command"], user="ann")
-            assert done.returncode == 0, done.stdout
-        else:  # OpenSSL 1.1 cannot check the signature, Python 3.9 can
-            last = host.refuses(answer["deployment_command"])
-            assert "preflight python: no package of version" in last
-            assert "Python 3.11 or newer (3.9" in last
+        host.sh("mount --make-rshared /")
+        yield host
         assert host.run(f"ls -d /opt/{SERVICE} /etc/{SERVICE}").stdout.count("No such file") == 2
     finally:
         host.remove()
+
+
+def test_debian_13_is_connected_by_somebody_who_may_use_sudo(platform):
+    answer = platform.provision("trixie")
+    with debian("trixie") as host:
+        host.sh("useradd --create-home ann; echo 'ann ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ann")
+        done = host.run(answer["deployment_command"], user="ann")
+        assert done.returncode == 0, done.stdout
+        eventually(lambda: platform.healthy(answer["agent_id"]))
+        told = host.sh("journalctl --no-pager _COMM=sudo")
+        assert "COMMAND=/usr/bin/bash -s --" in told
+        assert answer["agent_token"] not in told
+        done = host.run(answer["uninstall_command"], user="ann")
+        assert done.returncode == 0, done.stdout
+
+
+def test_debian_11_is_told_what_it_lacks_where_no_program_was_made_for_it(platform):
+    answer = platform.provision("bullseye")
+    with debian("bullseye") as host:  # OpenSSL 1.1 cannot check the signature, Python 3.9 can
+        last = host.refuses(answer["deployment_command"])
+        assert "preflight python: no package of version" in last
+        assert "Python 3.11 or newer (3.9" in last
+
+
+def test_debian_11_is_connected_by_a_program_that_was_made_for_it(tmp_path, package_shop):
+    program = os.environ.get("IRCA_TEST_BULLSEYE_EXECUTABLE")
+    if not program:
+        pytest.skip("IRCA_TEST_BULLSEYE_EXECUTABLE names no executable that was built on Debian 11")
+    running = Platform(tmp_path)
+    package_shop.publish(running.data, executable=Path(program))
+    running.start()
+    try:
+        with debian("bullseye") as host:
+            pristine, answer = host.files(), running.provision("bullseye")
+            host.install(answer["deployment_command"])
+            eventually(lambda: running.healthy(answer["agent_id"]))
+            assert "/incident-rca-agent/incident-rca-agent" in host.sh(f"readlink -f /opt/{SERVICE}/current/bin/{SERVICE}")
+            host.install(answer["uninstall_command"])
+            assert host.files() == pristine
+    finally:
+        running.stop()
 
 
 def test_a_script_with_another_key_trusts_nothing(served, platform):
