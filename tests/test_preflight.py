@@ -1,112 +1,26 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
-import json
 import os
 import shutil
 import socket
-import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from email.utils import formatdate
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import trustme
+from preflight_platform import TOKEN, FakePlatform, outcomes, target
 
 from connectors.core import preflight_checks as checks
 from connectors.core.preflight import Check, CheckResult, Outcome, as_document, as_text, failed, run_checks
 from connectors.core.secret import Secret
-
-TOKEN = "agent_prod_0123456789"
-
-
-class FakePlatform:
-    """A server that answers as a platform does, or as something else does."""
-
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self.healthz: tuple[int, object] = (200, {"status": "ok", "service": "incident-rca", "version": "0.1.0"})
-        self.whoami: tuple[int, object] = (200, {"kind": "enrolment", "agent_type": "server", "environment_name": "prod"})
-        self.headers: dict[str, str] = {}
-        self.date_offset: float | None = 0.0
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        platform = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                platform.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-                status, document = platform.whoami if self.path.endswith("/whoami") else platform.healthz
-                body = document if isinstance(document, bytes) else json.dumps(document).encode()
-                self.send_response_only(status)
-                if platform.date_offset is not None:
-                    self.send_header("Date", formatdate(time.time() + platform.date_offset, usegmt=True))
-                for name, value in platform.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: object) -> None: ...
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: object, client_address: object) -> None: ...
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        if context:
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @pytest.fixture
 def platform() -> Iterator[FakePlatform]:
     with contextlib.closing(FakePlatform()) as fake:
         yield fake
-
-
-@pytest.fixture
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def tls_platform(authority: trustme.CA) -> Iterator[Callable[..., FakePlatform]]:
-    with contextlib.ExitStack() as stack:
-
-        def start(*names: str, **options: object) -> FakePlatform:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            (authority.issue_cert(*names, **options)).configure_cert(context)
-            return stack.enter_context(contextlib.closing(FakePlatform(context)))
-
-        yield start
-
-
-@pytest.fixture
-def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
-    path = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return str(path)
-
-
-def target(url: str, tmp_path: Path, **options: object) -> checks.Target:
-    values = {"secret": Secret(TOKEN), "state_dir": tmp_path / "state", "spool_max_bytes": 1_048_576, "timeout": 5.0, "environ": {}}
-    return checks.Target(url, **{**values, **options})
-
-
-def outcomes(subject: checks.Target) -> dict[str, CheckResult]:
-    return {result.name: result for result in run_checks(checks.common_checks(subject))}
 
 
 # The framework.
@@ -261,211 +175,6 @@ def test_a_server_that_speaks_no_http_is_a_failure(tmp_path: Path):
         thread.join()
     assert results["http"].outcome is Outcome.FAIL
     assert "no HTTP answer" in results["http"].detail
-
-
-# TLS.
-
-
-@pytest.mark.sockets
-def test_a_certificate_of_a_private_ca_passes_with_the_ca_file_and_names_the_ca_without(
-    tls_platform: Callable[..., FakePlatform], tmp_path: Path, ca_file: str
-):
-    fake = tls_platform("127.0.0.1")
-    results = outcomes(target(f"https://127.0.0.1:{fake.port}", tmp_path, ca_file=ca_file))
-    assert {r.outcome for r in results.values()} == {Outcome.PASS}
-    assert "certificate valid for another" in results["tls"].detail
-    refused = outcomes(target(f"https://127.0.0.1:{fake.port}", tmp_path))
-    assert "CA is not trusted by this machine" in refused["tls"].detail
-    assert "CA_FILE" in refused["tls"].advice
-    assert refused["http"].outcome is Outcome.SKIP
-
-
-@pytest.mark.sockets
-def test_a_certificate_for_another_name_is_told_apart_from_an_untrusted_one(
-    tls_platform: Callable[..., FakePlatform], tmp_path: Path, ca_file: str
-):
-    fake = tls_platform("platform.example.com")
-    result = outcomes(target(f"https://localhost:{fake.port}", tmp_path, ca_file=ca_file))["tls"]
-    assert result.outcome is Outcome.FAIL
-    assert result.detail.startswith("the certificate is not for localhost")
-
-
-@pytest.mark.sockets
-@pytest.mark.parametrize(
-    ("valid_from", "valid_to", "outcome", "words"),
-    [
-        (-60, -1, Outcome.FAIL, "has expired"),
-        (1, 60, Outcome.FAIL, "not valid yet"),
-        (-60, 5, Outcome.WARN, "another 5 days"),
-    ],
-)
-def test_the_certificates_dates_are_judged(
-    tls_platform: Callable[..., FakePlatform], tmp_path: Path, ca_file: str, valid_from: int, valid_to: int, outcome: Outcome, words: str
-):
-    now = datetime.now(UTC)
-    fake = tls_platform("127.0.0.1", not_before=now + timedelta(days=valid_from), not_after=now + timedelta(days=valid_to, hours=1))
-    result = outcomes(target(f"https://127.0.0.1:{fake.port}", tmp_path, ca_file=ca_file))["tls"]
-    assert result.outcome is outcome
-    assert words in result.detail
-
-
-@pytest.mark.sockets
-def test_https_to_a_port_that_serves_http_says_so(platform: FakePlatform, tmp_path: Path):
-    result = outcomes(target(f"https://127.0.0.1:{platform.port}", tmp_path))["tls"]
-    assert result.outcome is Outcome.FAIL
-    assert "does not speak TLS" in result.detail
-
-
-@pytest.mark.sockets
-def test_a_connection_that_breaks_before_tls_says_so(tmp_path: Path):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def hang_up() -> None:
-            for _ in range(2):
-                listener.accept()[0].close()
-
-        thread = threading.Thread(target=hang_up)
-        thread.start()
-        result = outcomes(target(f"https://127.0.0.1:{listener.getsockname()[1]}", tmp_path))["tls"]
-        thread.join()
-    assert result.outcome is Outcome.FAIL
-
-
-@pytest.mark.sockets
-@pytest.mark.parametrize("content", [None, "not a certificate"])
-def test_a_ca_file_that_cannot_be_used_is_named(platform: FakePlatform, tmp_path: Path, content: str | None):
-    path = tmp_path / "private.pem"
-    if content:
-        path.write_text(content)
-    result = outcomes(target(f"https://127.0.0.1:{platform.port}", tmp_path, ca_file=str(path)))["tls"]
-    assert result.outcome is Outcome.FAIL
-    assert str(path) in result.detail
-
-
-def test_every_other_refusal_of_a_certificate_keeps_openssls_words():
-    exc = ssl.SSLCertVerificationError()
-    exc.verify_code, exc.verify_message = 23, "certificate revoked"
-    assert checks.explain_certificate(exc, "host", "")[1] == "the certificate is refused: certificate revoked"
-
-
-def test_a_failed_handshake_keeps_its_reason():
-    exc = ssl.SSLError(1, "sslv3 alert handshake failure")
-    exc.reason = "SSLV3_ALERT_HANDSHAKE_FAILURE"
-    route = checks.plan_route("https://platform.example.com", {})
-    assert "SSLV3_ALERT_HANDSHAKE_FAILURE" in checks._explain_handshake(exc, route, "")[1]
-
-
-# Proxies.
-
-
-class Proxy:
-    """A forward proxy that notes what it was asked and serves one upstream for every name."""
-
-    def __init__(self, upstream_port: int, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> None:
-        self.heads: list[bytes] = []
-        self._upstream_port, self._answer = upstream_port, answer
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self._threads.append(threading.Thread(target=self._serve, args=(connection,)))
-            self._threads[-1].start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            head = b""
-            while b"\r\n\r\n" not in head:
-                part = connection.recv(4096)
-                if not part:
-                    return
-                head += part
-            self.heads.append(head)
-            if head.startswith(b"CONNECT"):
-                connection.sendall(self._answer)
-                if b" 200 " not in self._answer:
-                    return
-            with socket.create_connection(("127.0.0.1", self._upstream_port)) as upstream:
-                if not head.startswith(b"CONNECT"):
-                    method, url, rest = head.split(b" ", 2)
-                    upstream.sendall(
-                        b" ".join((method, b"/" + url.split(b"/", 3)[3], rest.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)))
-                    )
-                back = threading.Thread(target=self._pump, args=(upstream, connection))
-                back.start()
-                self._pump(connection, upstream)
-                back.join()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        with contextlib.suppress(OSError):
-            sink.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join()
-
-
-@pytest.mark.sockets
-def test_http_goes_through_the_proxy_with_its_credentials_and_never_shows_them(platform: FakePlatform, tmp_path: Path):
-    with contextlib.closing(Proxy(platform.port)) as proxy:
-        environ = {"HTTP_PROXY": f"http://me:hush%40@127.0.0.1:{proxy.port}"}
-        results = outcomes(target("http://platform.internal:8000", tmp_path, environ=environ))
-    assert {r.outcome for r in results.values()} == {Outcome.PASS}
-    assert proxy.heads[0].startswith(b"GET http://platform.internal:8000/healthz ")
-    assert b"Proxy-Authorization: Basic bWU6aHVzaEA=" in proxy.heads[0]
-    assert "the proxy for platform.internal" in results["dns"].detail
-    assert "hush" not in as_text(results.values())
-
-
-@pytest.mark.sockets
-def test_https_goes_through_the_proxy_in_a_tunnel(tls_platform: Callable[..., FakePlatform], tmp_path: Path, ca_file: str):
-    fake = tls_platform("platform.internal")
-    with contextlib.closing(Proxy(fake.port)) as proxy:
-        environ = {"https_proxy": f"http://127.0.0.1:{proxy.port}"}
-        results = outcomes(target("https://platform.internal", tmp_path, environ=environ, ca_file=ca_file))
-    assert {r.outcome for r in results.values()} == {Outcome.PASS}
-    assert proxy.heads[0].startswith(b"CONNECT platform.internal:443 ")
-
-
-@pytest.mark.sockets
-def test_a_proxy_that_refuses_the_tunnel_is_named(tmp_path: Path):
-    with contextlib.closing(Proxy(1, b"HTTP/1.1 403 Forbidden\r\n\r\n")) as proxy:
-        environ = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"}
-        result = outcomes(target("https://platform.internal", tmp_path, environ=environ))["tls"]
-    assert result.outcome is Outcome.FAIL
-    assert f"through the proxy http://127.0.0.1:{proxy.port}" in result.detail
-    assert "CONNECT" in result.advice
-
-
-@pytest.mark.sockets
-def test_no_proxy_leads_straight_there(platform: FakePlatform, tmp_path: Path):
-    environ = {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "127.0.0.1"}
-    assert outcomes(target(f"http://127.0.0.1:{platform.port}", tmp_path, environ=environ))["http"].outcome is Outcome.PASS
-
-
-def test_a_proxy_setting_that_cannot_be_used_fails_the_first_check(tmp_path: Path):
-    results = outcomes(target("http://platform.internal", tmp_path, environ={"ALL_PROXY": "socks5://127.0.0.1:1080"}))
-    assert results["dns"].outcome is Outcome.FAIL
-    assert "ALL_PROXY" in results["dns"].advice
-
-
-@pytest.mark.sockets
-def test_a_proxy_where_nothing_listens_is_told_apart_from_the_platform(tmp_path: Path, free_port: int):
-    result = outcomes(target("http://platform.internal", tmp_path, environ={"HTTP_PROXY": f"127.0.0.1:{free_port}"}))["tcp"]
-    assert result.detail == f"127.0.0.1:{free_port} (the proxy) refuses connections"
-    assert "proxy setting" in result.advice
 
 
 # Clock.
