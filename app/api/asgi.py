@@ -22,6 +22,7 @@ from app.errors import (
     UnauthenticatedError,
     UnsupportedMediaTypeError,
 )
+from app.headers import HOT_HEADERS
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -71,6 +72,12 @@ def bearer(scope: Scope) -> str:
     if scheme.lower() != "bearer" or not token:
         raise UnauthenticatedError("the Authorization header is not of the form 'Bearer <token>'")
     return token
+
+
+def client_address(scope: Scope) -> str:
+    """The address of the other end of the connection; ``unknown`` where the server does not tell."""
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
 
 
 async def read_body(scope: Scope, receive: Receive, limits: BodyLimits) -> bytes:
@@ -143,7 +150,7 @@ async def send_answer(
 ) -> None:
     """Answer with ``body`` whole; ``Content-Length`` is added."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
-    raw = [(b"content-type", content_type.encode("latin-1")), (b"content-length", b"%d" % len(body))]
+    raw = [(b"content-type", content_type.encode("latin-1")), (b"content-length", b"%d" % len(body)), *HOT_HEADERS]
     raw.extend((key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in pairs)
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})

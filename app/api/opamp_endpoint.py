@@ -5,19 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
-from app.api.asgi import BodyLimits, Receive, Scope, Send, bearer, media_type, read_body, send_answer, send_problem
-from app.errors import MethodNotAllowedError, Problem, UnsupportedMediaTypeError
+from app.api.asgi import BodyLimits, Receive, Scope, Send, bearer, client_address, media_type, read_body, send_answer, send_problem
+from app.errors import MethodNotAllowedError, Problem, UnauthenticatedError, UnsupportedMediaTypeError
 
 CONTENT_TYPE = "application/x-protobuf"
+Refuse = Callable[[UnauthenticatedError, str, str], Awaitable[None]]
+"""Told of a refusal: why, the token (empty for none), the client's address. May raise what is answered instead."""
 _log = logging.getLogger(__name__)
 
 
 class OpampEndpoint:
-    """Answers AgentToServer messages through ``answer(bearer, body, client address) -> body``."""
+    """Answers AgentToServer messages through ``answer(bearer, body, client address) -> body``.
 
-    def __init__(self, answer: Callable[[str, bytes, str], Awaitable[bytes]], limits: BodyLimits) -> None:
+    ``answer`` itself sees to those whose token is refused; ``refuse`` is told of those that show none.
+    """
+
+    def __init__(self, answer: Callable[[str, bytes, str], Awaitable[bytes]], limits: BodyLimits, *, refuse: Refuse | None = None) -> None:
         self._answer = answer
         self._limits = limits
+        self._refuse = refuse
         self.exchanges = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -25,11 +31,10 @@ class OpampEndpoint:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowedError("OpAMP messages are posted", headers={"Allow": "POST"})
-            token = bearer(scope)
+            token = await self._bearer(scope)
             if media_type(scope) != CONTENT_TYPE:
                 raise UnsupportedMediaTypeError(f"send {CONTENT_TYPE}")
-            client = scope.get("client") or ("unknown", 0)
-            body = await self._answer(token, await read_body(scope, receive, self._limits), client[0])
+            body = await self._answer(token, await read_body(scope, receive, self._limits), client_address(scope))
         except Exception as exc:  # noqa: BLE001 - whatever fails, the client gets an answer in the one shape
             problem = Problem.of(exc)
             _log.log(
@@ -43,3 +48,11 @@ class OpampEndpoint:
             return
         self.exchanges += 1
         await send_answer(send, 200, body, CONTENT_TYPE)
+
+    async def _bearer(self, scope: Scope) -> str:
+        try:
+            return bearer(scope)
+        except UnauthenticatedError as exc:
+            if self._refuse is not None:
+                await self._refuse(exc, "", client_address(scope))
+            raise

@@ -21,9 +21,16 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from prometheus_client import Counter
 
-from app.api.asgi import BodyLimits, Receive, Scope, Send, bearer, media_type, read_body, send_answer
+from app.api.asgi import BodyLimits, Receive, Scope, Send, bearer, client_address, media_type, read_body, send_answer
 from app.auth.principal import Principal
-from app.errors import MethodNotAllowedError, NotFoundError, OverloadedError, Problem, UnsupportedMediaTypeError
+from app.errors import (
+    MethodNotAllowedError,
+    NotFoundError,
+    OverloadedError,
+    Problem,
+    UnauthenticatedError,
+    UnsupportedMediaTypeError,
+)
 from app.events.stream import LiveStream
 from app.telemetry import instruments
 from app.telemetry.otlp_ingest import LogIngest, MetricIngest, Receipt, RecordEvents, ResolveInstance
@@ -32,6 +39,8 @@ from app.telemetry.otlp_limits import OtlpLimits
 from app.telemetry.store import MetricStore
 
 Authenticate = Callable[[str], Awaitable[Principal]]
+Refuse = Callable[[UnauthenticatedError, str, str], Awaitable[None]]
+"""Told of a refusal: why, the token or credential (empty for none), the client's address. May raise what is answered instead."""
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 _OK = 200
@@ -79,7 +88,8 @@ class OtlpEndpoint:
     ``authenticate`` turns the bearer token into a principal or raises an :class:`~app.errors.UnauthenticatedError`;
     ``resolve_instance`` finds or creates the instance that a resource of an enrolment token's request belongs to; ``record_events``
     stores events (a known id is skipped) and gives how many were new; ``limits`` bound the body as bytes, ``items`` what it holds;
-    ``clock`` gives seconds since the epoch; ``awaited`` is for :class:`~app.telemetry.otlp_ingest.MetricIngest`.
+    ``clock`` gives seconds since the epoch; ``refuse`` is told whom ``authenticate`` does not know;
+    ``awaited`` is for :class:`~app.telemetry.otlp_ingest.MetricIngest`.
     """
 
     def __init__(  # noqa: PLR0913 - one for each thing that it works with
@@ -94,8 +104,10 @@ class OtlpEndpoint:
         clock: Callable[[], float],
         items: OtlpLimits | None = None,
         awaited: MutableMapping[str, float] | None = None,
+        refuse: Refuse | None = None,
     ) -> None:
         self._authenticate = authenticate
+        self._refuse = refuse
         self._limits = limits
         self._items = items = OtlpLimits() if items is None else items
         self._in_flight = 0
@@ -128,6 +140,16 @@ class OtlpEndpoint:
             (signal.answered if status == _OK else instruments.OTLP_REQUESTS.labels(signal.name, str(status))).inc()
         await send_answer(send, status, body, JSON if is_json else PROTOBUF, headers)
 
+    async def _principal(self, scope: Scope) -> Principal:
+        text = ""
+        try:
+            text = bearer(scope)
+            return await self._authenticate(text)
+        except UnauthenticatedError as exc:
+            if self._refuse is not None:
+                await self._refuse(exc, text, client_address(scope))
+            raise
+
     async def _take(self, signal: _Signal | None, scope: Scope, receive: Receive, *, is_json: bool) -> Message:
         if signal is None:
             raise NotFoundError("OTLP is taken at /v1/metrics and /v1/logs")
@@ -135,7 +157,7 @@ class OtlpEndpoint:
             raise MethodNotAllowedError("OTLP requests are POST requests", headers={"Allow": "POST"})
         if self._in_flight > self._items.max_in_flight:
             raise OverloadedError("too many requests are being answered at once", retry_after=1)
-        principal = await self._authenticate(bearer(scope))
+        principal = await self._principal(scope)
         if is_json and media_type(scope) != JSON:
             raise UnsupportedMediaTypeError(f"the content type must be {PROTOBUF} or {JSON}", headers={"Accept": f"{PROTOBUF}, {JSON}"})
         body = await read_body(scope, receive, self._limits)

@@ -19,3 +19,5 @@ class Principal:
     agent_type: str
     environment_name: str
     instance_id: str | None = None
+    token_id: str | None = None
+    """The enrolment token, where it is one."""

@@ -33,6 +33,15 @@ class FailureLimit:
         if excess > 0:
             raise TooManyRequestsError("too many failures from this address; try again later", retry_after=math.ceil(excess))
 
+    def count(self, key: str) -> None:
+        """Count a failure of ``key`` that has happened: whoever fails too often learns that instead of why.
+
+        Raises:
+            TooManyRequestsError: as :meth:`check`; the failure is not counted then.
+        """
+        self.check(key)
+        self.failed(key)
+
     def failed(self, key: str) -> None:
         """Count a failure of ``key``."""
         self._free_at[key] = max(self._free_at.get(key, 0.0), self._clock()) + self._every

@@ -10,7 +10,7 @@ import typer
 from app.commands.connection import JsonOption, UrlOption, connect
 from app.commands.output import USAGE, CommandError, ago, print_json, print_table
 
-api_keys = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+api_keys = typer.Typer(help="Make, list, rotate and revoke API keys.", no_args_is_help=True)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -32,6 +32,9 @@ def create(
     name: Annotated[str, typer.Option("--name", help="What the key is for; lists show it.")],
     role: Annotated[str, typer.Option("--role", help="viewer, operator or admin.")] = "operator",
     expires_in: Annotated[str | None, typer.Option("--expires-in", help="Life of the key, for example 90d; default: for ever.")] = None,
+    environments: Annotated[
+        str | None, typer.Option("--environments", help="Only in these environments, such as prod-*,staging; default: in all.")
+    ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Write to the database in IRCA_DATA_DIR itself, without a key: for whoever is locked out.")
     ] = False,
@@ -40,14 +43,19 @@ def create(
 ) -> None:
     """Make a key and print it. It is shown this once."""
     seconds = parse_duration(expires_in) if expires_in else None
+    only = [name.strip() for name in (environments or "").split(",") if name.strip()]
+    if environments is not None and not only:
+        raise CommandError("--environments must name environments, such as prod-*,staging", exit_code=USAGE)
     if offline:
         from app.commands import offline as locked_out  # noqa: PLC0415 - SQLAlchemy is heavy, and only this needs it
 
-        made = locked_out.create_key(name, role, seconds)
+        made = locked_out.create_key(name, role, seconds, only or ("*",))
     else:
         request: dict[str, Any] = {"name": name, "role": role}
         if seconds:
             request["expires_in"] = seconds
+        if only:
+            request["environments"] = only
         with connect(url) as client:
             made = client.post("/api/v1/api-keys", request)
     if as_json:
@@ -71,6 +79,7 @@ def list_keys(url: UrlOption = None, as_json: JsonOption = False) -> None:
         (
             k["name"],
             k["role"],
+            ", ".join(k["environments"]),
             f"{k['prefix']}…",
             "revoked" if k.get("revoked_at") else k.get("expires_at") or "never",
             ago(k.get("last_used_at")),
@@ -78,7 +87,25 @@ def list_keys(url: UrlOption = None, as_json: JsonOption = False) -> None:
         )
         for k in found
     ]
-    print_table(("NAME", "ROLE", "KEY", "EXPIRES", "LAST USED", "ID"), rows, empty="No keys.")
+    print_table(("NAME", "ROLE", "ENVIRONMENTS", "KEY", "EXPIRES", "LAST USED", "ID"), rows, empty="No keys.")
+
+
+@api_keys.command("rotate")
+def rotate(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `api-keys list` shows it.")],
+    overlap: Annotated[str, typer.Option("--overlap", help="How long the key before stays valid, for example 1h; 0 for no longer.")] = "1h",
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a new key of the same name, role and environments in the place of one and print it. It is shown this once."""
+    seconds = 0.0 if overlap.strip() == "0" else parse_duration(overlap)
+    with connect(url) as client:
+        made = client.post(f"/api/v1/api-keys/{key_id}/rotate", {"overlap": seconds})
+    if as_json:
+        print_json(made)
+        return
+    typer.echo(f"The new key of {made['name']!r}, id {made['id']}. It is shown only now:", err=True)
+    typer.echo(made["key"])
 
 
 @api_keys.command("revoke")

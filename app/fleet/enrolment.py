@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import secrets
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.audit.records import SYSTEM, Actor, Target
 from app.audit.service import AuditService
 from app.auth.principal import Principal
+from app.auth.rate_limit import FailureLimit
 from app.db.models import EnrolmentTokenRow, TokenUseRow
 from app.db.session import Database
 from app.errors import (
@@ -53,7 +54,9 @@ SPLIT_WINDOW = 600.0
 CLUSTER_RETRY = 10.0
 """Seconds after which a pod that could not name its cluster should try again."""
 TOLD_AGAIN = 600.0
-"""Seconds after which a refusal that passes by itself is recorded again."""
+"""Seconds after which the same refusal of the same host is recorded again."""
+REFUSED_BURST, REFUSED_EVERY = 30, 10.0
+"""Bad tokens and credentials that an address may show at once, and seconds after which it may show one more; hosts may share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,12 @@ class Enrolment:
         self._interval = interval
         self._tokens: dict[bytes, EnrolmentTokenRow] = {}
         self._replaced: dict[str, float] = {}
-        self._told: dict[tuple[bytes, str], float] = {}
+        self._told: dict[tuple[str, ...], float] = {}
         self._lock = asyncio.Lock()
+        self._changes = 0
+        """How often tokens were revoked or rotated: what was read of one before is not kept after."""
+        self.refused = FailureLimit(REFUSED_BURST, REFUSED_EVERY, clock)
+        """Failures by address. Only who has failed is asked: a good credential passes, whatever its neighbours do."""
 
     async def issue_token(self, session: AsyncSession, agent: Agent, lifetime: float, max_uses: int = 1) -> tuple[str, EnrolmentTokenRow]:
         """A new token for ``agent`` in the caller's transaction: its text, shown once, and its record."""
@@ -123,8 +130,9 @@ class Enrolment:
         if instance is not None:
             agent = instance.agent
             return Principal("credential", agent.id, agent.agent_type, agent.environment_name, instance.id)
-        agent = self._registry.agents[(await self.token(text)).agent_id]
-        return Principal("enrolment", agent.id, agent.agent_type, agent.environment_name, None)
+        token = await self.token(text)
+        agent = self._registry.agents[token.agent_id]
+        return Principal("enrolment", agent.id, agent.agent_type, agent.environment_name, None, token.id)
 
     async def token(self, text: str) -> EnrolmentTokenRow:
         """The valid token of this text; a kubernetes one that has expired only for the cluster that :meth:`enrol` finds to have used it.
@@ -134,14 +142,18 @@ class Enrolment:
         """
         hashed = digest(text)
         row = self._tokens.get(hashed)
-        if row is None:
+        while row is None:
+            changes = self._changes
             async with self._database.read() as session:
                 row = await repository.find_token(session, hashed)
             if row is None or row.agent_id not in self._registry.agents:
                 raise TokenUnknownError("this token or credential is not known to the platform: provision the environment again")
+            if changes != self._changes:
+                row = None  # one was revoked meanwhile, perhaps this one
+                continue
             self._tokens[hashed] = row
         if row.revoked_at is not None:
-            raise TokenRevokedError("this enrolment token has been revoked")
+            raise _revoked()
         if self._expired(row) and not await self._is_bound(row):
             raise _expiry(row)
         return row
@@ -156,22 +168,35 @@ class Enrolment:
         async with self._database.read() as session:
             return await repository.count_uses(session, token.id) > 0
 
-    async def revoke_token(self, token_id: str, actor: Actor = SYSTEM) -> None:
-        """Revoke a token, at once. Instances that it has enrolled keep their own credentials.
+    async def revoke_token(self, token_id: str, actor: Actor = SYSTEM, *, revoke_instances: bool = False) -> int:
+        """Revoke a token, at once, with ``revoke_instances`` also the credentials of the instances that came by it; how many those were.
+
+        Otherwise these keep their credentials. A token that has been revoked before stays as it is.
 
         Raises:
             NotFoundError: no such token.
         """
-        async with self._database.write() as session:
-            row, agent = await self._token_row(session, token_id)
-            row.revoked_at = datetime.fromtimestamp(self._clock(), UTC)
-            record = self._event(
-                catalogue.TOKEN_REVOKED, f"Enrolment token {row.prefix}… was revoked.", {"irca.token.prefix": row.prefix}, agent
-            )
-            await self._events.add(session, record)
-            self._audit.add(session, actor, "token.revoke", _token_target(row, agent))
-        self._tokens.pop(row.token_hash, None)
-        self._events.publish([record])
+        async with self._lock:
+            records: list[EventRecord] = []
+            async with self._database.write() as session:
+                row, agent = await self._token_row(session, token_id)
+                instances = self.came_by(row.id, with_credential=True) if revoke_instances else []
+                if row.revoked_at is None:
+                    row.revoked_at = datetime.fromtimestamp(self._clock(), UTC)
+                    body = f"Enrolment token {row.prefix}… was revoked."
+                    records.append(self._event(catalogue.TOKEN_REVOKED, body, {"irca.token.prefix": row.prefix}, agent))
+                records += [self._credential_revoked(instance) for instance in instances]
+                if instances:
+                    await repository.drop_credentials(session, row.id)
+                if records:
+                    await self._events.add_many(session, records)
+                    after = {"instances_revoked": len(instances)} if revoke_instances else None
+                    self._audit.add(session, actor, "token.revoke", _token_target(row, agent), after=after)
+            self._forget(row)
+            for instance in instances:
+                self._registry.set_credentials(instance, None, None)
+        self._events.publish(records)
+        return len(instances)
 
     async def rotate_token(self, token_id: str, overlap: float, actor: Actor = SYSTEM) -> tuple[str, EnrolmentTokenRow]:
         """A new token in the place of one: its text, shown once, and its record. The one before expires after ``overlap`` seconds.
@@ -182,28 +207,49 @@ class Enrolment:
             NotFoundError: no such token.
             ConflictError: it has been revoked.
         """
-        async with self._database.write() as session:
-            row, agent = await self._token_row(session, token_id)
-            if row.revoked_at is not None:
-                raise ConflictError("this enrolment token has been revoked: provision again for a new one")
-            lifetime = (row.expires_at - row.created_at).total_seconds()
-            text, issued = await self.issue_token(session, agent, lifetime, row.max_uses)
-            row.expires_at = min(row.expires_at, datetime.fromtimestamp(self._clock() + overlap, UTC))
-            after = {"token_prefix": issued.prefix, "expires_at": issued.expires_at.isoformat(), "overlap": overlap}
-            self._audit.add(session, actor, "token.rotate", _token_target(row, agent), after=after)
-        self._tokens.pop(row.token_hash, None)
+        async with self._lock:
+            async with self._database.write() as session:
+                row, agent = await self._token_row(session, token_id)
+                if row.revoked_at is not None:
+                    raise ConflictError("this enrolment token has been revoked: provision again for a new one")
+                lifetime = (row.expires_at - row.created_at).total_seconds()
+                text, issued = await self.issue_token(session, agent, lifetime, row.max_uses)
+                row.expires_at = min(row.expires_at, datetime.fromtimestamp(self._clock() + overlap, UTC))
+                after = {"token_prefix": issued.prefix, "expires_at": issued.expires_at.isoformat(), "overlap": overlap}
+                self._audit.add(session, actor, "token.rotate", _token_target(row, agent), after=after)
+            self._forget(row)
         return text, issued
 
     async def revoke_credential(self, instance: Instance, actor: Actor = SYSTEM) -> None:
         """Revoke an instance's credential, at once."""
-        record = self._event(catalogue.CREDENTIAL_REVOKED, f"The credential of {instance.name} was revoked.", {}, instance)
-        async with self._database.write() as session:
-            await repository.save_credentials(session, instance.id, None, None)
-            await self._events.add(session, record)
-            target = Target("instance", instance.id, instance.name, instance.agent.environment_name)
-            self._audit.add(session, actor, "credential.revoke", target)
-        self._registry.set_credentials(instance, None, None)
-        self._events.publish([record])
+        await self.revoke_credentials([instance], actor)
+
+    async def revoke_credentials(self, instances: Sequence[Instance], actor: Actor = SYSTEM) -> None:
+        """Revoke the credentials of instances, at once: all in one transaction, each audited."""
+        records = [self._credential_revoked(instance) for instance in instances]
+        async with self._lock:
+            async with self._database.write() as session:
+                await repository.drop_credentials_of(session, [instance.id for instance in instances])
+                await self._events.add_many(session, records)
+                for instance in instances:
+                    target = Target("instance", instance.id, instance.name, instance.agent.environment_name)
+                    self._audit.add(session, actor, "credential.revoke", target)
+            for instance in instances:
+                self._registry.set_credentials(instance, None, None)
+        self._events.publish(records)
+
+    def came_by(self, token_id: str, *, with_credential: bool = False) -> list[Instance]:
+        """The instances that came by this token last, by name; with ``with_credential`` those that have one."""
+        found = [i for i in self._registry.instances.values() if i.token_id == token_id and (i.has_credential or not with_credential)]
+        return sorted(found, key=lambda i: (i.name, i.id))
+
+    def _credential_revoked(self, instance: Instance) -> EventRecord:
+        return self._event(catalogue.CREDENTIAL_REVOKED, f"The credential of {instance.name} was revoked.", {}, instance)
+
+    def _forget(self, token: EnrolmentTokenRow) -> None:
+        """Read a token that has changed anew from now on."""
+        self._changes += 1
+        self._tokens.pop(token.token_hash, None)
 
     async def _token_row(self, session: AsyncSession, token_id: str) -> tuple[EnrolmentTokenRow, Agent]:
         row = await session.get(EnrolmentTokenRow, token_id)
@@ -213,16 +259,18 @@ class Enrolment:
 
     async def prove(self, instance: Instance, used: bytes) -> None:
         """The instance has used the credential of digest ``used``: if it was the candidate, it replaces the old one."""
-        if used != instance.candidate_hash:
-            return
-        async with self._database.write() as session:
-            await repository.save_credentials(session, instance.id, used, None)
-        self._registry.set_credentials(instance, used, None)
+        async with self._lock:
+            if used != instance.candidate_hash:  # proven, or revoked, meanwhile
+                return
+            async with self._database.write() as session:
+                await repository.save_credentials(session, instance.id, used, None)
+            self._registry.set_credentials(instance, used, None)
 
     async def enrol(self, token: EnrolmentTokenRow, uid: str, resource: Mapping[str, Any], *, offer_credential: bool) -> Enrolled:
         """Enrol the instance that says it is ``uid`` on the machine that ``resource`` describes.
 
         Raises:
+            TokenRevokedError: the token was revoked a moment ago.
             TokenUsedUpError: the token has enrolled as many machines (or clusters) as it may.
             TokenExpiredError: the token has expired, and this cluster has not used it before.
             ClusterUnknownError: a pod cannot tell yet which cluster it is in.
@@ -230,6 +278,9 @@ class Enrolment:
         agent = self._registry.agents[token.agent_id]
         async with self._lock:
             async with self._database.write() as session:
+                token, _ = await self._token_row(session, token.id)
+                if token.revoked_at is not None:
+                    raise _revoked()
                 await self._use(session, token, agent, resource)
                 enrolled, records = await self._admit(session, agent, uid, resource, offer_credential=offer_credential, token=token)
             self._events.publish(records)
@@ -242,23 +293,41 @@ class Enrolment:
         self._events.publish(records)
         return enrolled
 
-    async def refuse(self, exc: UnauthenticatedError | ClusterUnknownError, text: str, client: str) -> None:
-        """Record that a first contact was refused. The token's own text is never kept, only the part that names its environment.
+    async def refuse(self, exc: UnauthenticatedError | ClusterUnknownError, text: str, client: str, host: str = "") -> None:
+        """Record that a first contact was refused. The token's own text is never kept, only its prefix as lists show it.
 
-        A refusal that the agent answers by asking again every few seconds is recorded once in :data:`TOLD_AGAIN`.
+        The same refusal of the same host is recorded once in :data:`TOLD_AGAIN`.
+
+        Args:
+            exc: why.
+            text: the token or credential; empty where none was shown, which is counted and not recorded.
+            client: address of the one that tried.
+            host: what it calls itself, where it told.
+
+        Raises:
+            TooManyRequestsError: too much was refused from this address; nothing was recorded.
         """
-        told = digest(text), client
-        if exc.retryable:
-            if self._clock() - self._told.get(told, -TOLD_AGAIN) < TOLD_AGAIN:
-                return
-            self._told = {key: time for key, time in self._told.items() if self._clock() - time < TOLD_AGAIN}
-            self._told[told] = self._clock()
-        prefix = text.rsplit("_", 1)[0][:70] if text.startswith("agent_") else ""
-        attributes = {"irca.refusal": exc.code, "irca.token.prefix": prefix, "client.address": client}
+        if not exc.retryable:
+            self.refused.count(client)
+        self._told = {key: time for key, time in self._told.items() if self._clock() - time < TOLD_AGAIN}
+        told = digest(text).hex(), client, exc.code, host
+        if not text or told in self._told or (not host and any(key[:3] == told[:3] for key in self._told)):
+            return
+        self._told[told] = self._clock()
         row = self._tokens.get(digest(text))
+        prefix = row.prefix if row else self._environment_part(text)
+        attributes = {"irca.refusal": exc.code, "irca.token.prefix": prefix, "client.address": client}
+        if host:
+            attributes["host.name"] = host
         agent = self._registry.agents.get(row.agent_id) if row else None
-        record = self._event(catalogue.ENROLMENT_REFUSED, f"First contact from {client} was refused: {exc.reason}", attributes, agent)
+        who = f"{host} ({client})" if host else client
+        record = self._event(catalogue.ENROLMENT_REFUSED, f"First contact from {who} was refused: {exc.reason}", attributes, agent)
         await self._events.record([record])
+
+    def _environment_part(self, text: str) -> str:
+        """The beginning of an unknown token, as far as it names an environment of the fleet: what follows may be secret elsewhere."""
+        heads = (f"agent_{agent.environment_name}" for agent in self._registry.agents.values())
+        return max((head for head in heads if text.startswith(head + "_")), key=len, default="")
 
     async def _use(self, session: AsyncSession, token: EnrolmentTokenRow, agent: Agent, resource: Mapping[str, Any]) -> None:
         machine, (one, several) = _machine(resource), ("machine", "machines")
@@ -314,6 +383,7 @@ class Enrolment:
             body = f"{instance.name} moved from {previous.environment_name} to {agent.environment_name}."
             records.append(self._event(catalogue.INSTANCE_MOVED, body, attributes, instance))
         instance.fingerprint = fingerprint
+        instance.token_id = token.id if token else (original.token_id if original else None)
         credential = "cred_" + secrets.token_urlsafe(32) if offer_credential else None
         if known is not None:
             self._replaced[instance.id] = now
@@ -373,6 +443,10 @@ def _machine(resource: Mapping[str, Any]) -> str:
 
 def _token_target(row: EnrolmentTokenRow, agent: Agent) -> Target:
     return Target("token", row.id, f"{row.prefix}…", agent.environment_name)
+
+
+def _revoked() -> TokenRevokedError:
+    return TokenRevokedError("this enrolment token has been revoked")
 
 
 def _expiry(token: EnrolmentTokenRow) -> TokenExpiredError:
