@@ -1,15 +1,14 @@
 """``GET /api/v1/live``: what just happened, as Server-Sent Events.
 
-There is no history behind the stream. A client that reconnects (it sends ``Last-Event-ID``) or falls behind is told so by an event
-``lagged`` and should read again what it shows.
+A client that reconnects says which event it had last (``Last-Event-ID``) and goes on after it. What happened is kept for a few minutes
+only; one that stayed away longer, fell behind further or comes back after a restart is told so by an event ``lagged`` and should read
+again what it shows.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -19,7 +18,7 @@ from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import IdentityDependency, PlatformDependency, get_identity
 from app.errors import UnauthenticatedError
-from app.events.stream import LiveMessage, LiveStream
+from app.events.stream import CLOSED, LAGGED, LiveMessage, LiveStream
 from app.platform import Platform
 
 router = APIRouter(prefix="/api/v1", tags=["live"])
@@ -42,7 +41,7 @@ class LiveFilter:
 
     def wants(self, message: LiveMessage) -> bool:
         """Whether the message passes; that the client lost some (``lagged``) always does."""
-        if message.topic == "lagged":
+        if message.topic == LAGGED:
             return True
         return (
             _passes(self.topics, message.topic)
@@ -68,14 +67,19 @@ async def follow(
     topic: Annotated[list[Topic] | None, Query(description="Only these topics.")] = None,
     instance: Annotated[list[str] | None, Query(description="Only what concerns these instances.")] = None,
     agent: Annotated[list[str] | None, Query(description="Only what concerns these agents.")] = None,
-    last_event_id: Annotated[str | None, Header(description="Sent by a client that reconnects.")] = None,
+    last_event_id: Annotated[str | None, Header(description="Id of the last event that the client had; EventSource sends it.")] = None,
+    after: Annotated[
+        str | None, Query(alias="last_event_id", description="The same for clients that cannot send headers; the header wins.")
+    ] = None,
 ) -> StreamingResponse:
     """Each event's name is its topic: ``agent`` and ``instance`` (its row changed), ``samples`` (new metrics arrived), ``event`` (a
-    timeline event), ``lagged`` (some were lost: read again what you show). The stream ends when the platform stops or the key or
-    session is no longer valid.
+    timeline event), ``lagged`` (some were lost: read again what you show). With the id of the last event the stream goes on after it; what
+    happened is kept for five minutes, at most 4,096 events of each topic. The stream ends when the platform stops or the key or session is
+    no longer valid.
     """  # noqa: D205 - the OpenAPI description, which has the route's summary above it
     wanted = LiveFilter(frozenset(topic or ()), frozenset(instance or ()), frozenset(agent or ()))
-    events = stream(platform.live, wanted, allowed=lambda: _is_allowed(request, platform), resumed=last_event_id is not None)
+    last = after if last_event_id is None else last_event_id
+    events = stream(platform.live, wanted, allowed=lambda: _is_allowed(request, platform), last_event_id=last)
     return _LiveResponse(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
@@ -84,16 +88,17 @@ async def stream(
     wanted: LiveFilter,
     *,
     allowed: Callable[[], Awaitable[bool]],
-    resumed: bool = False,
+    last_event_id: str | None = None,
     heartbeat: float = HEARTBEAT,
 ) -> AsyncIterator[str]:
-    """The text of the event stream, piece by piece, until the live stream closes or ``allowed`` says no."""
-    numbers = itertools.count(1)
-    started = int(time.time() * 1000)
-    async with live.subscribe() as queue:
-        yield f"retry: {RETRY_MS}\n\n"
-        if resumed:
-            yield format_event(LiveMessage("lagged"), f"{started}-0")
+    """The text of the event stream, piece by piece, until the live stream closes or ``allowed`` says no.
+
+    A piece with an id and no data moves a client's last event id without an event: what does not pass its filter never has it lag.
+    """
+    async with live.subscribe(wanted.topics, last_event_id=last_event_id) as subscription:
+        # One that resumes keeps the id that it has until it has heard what it missed.
+        first_id = "" if last_event_id is not None else f"id: {live.id_of(subscription.position)}\n"
+        yield f"retry: {RETRY_MS}\n{first_id}\n"
         loop = asyncio.get_running_loop()
         check_at = loop.time() + heartbeat
         while True:
@@ -101,16 +106,16 @@ async def stream(
                 if not await allowed():
                     return
                 check_at = loop.time() + heartbeat
-                yield ": heartbeat\n\n"
+                yield f": heartbeat\nid: {live.id_of(subscription.position)}\n\n"
             try:
                 async with asyncio.timeout_at(check_at):
-                    message = await queue.get()
+                    message = await subscription.get()
             except TimeoutError:
                 continue
-            if message.topic == "closed":
+            if message.topic == CLOSED:
                 return
             if wanted.wants(message):
-                yield format_event(message, f"{started}-{next(numbers)}")
+                yield format_event(message, live.id_of(message.number))
 
 
 def format_event(message: LiveMessage, event_id: str) -> str:

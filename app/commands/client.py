@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Self
 
-import httpx2
+import msgspec
 
+from app.client.errors import AnswerTimeoutError, ClientError, UnreachableError
+from app.client.session import Session
 from app.commands.connection import is_loopback
 from app.commands.output import CommandError
 
@@ -30,18 +31,14 @@ class PlatformClient:
 
     def __init__(self, url: str, key: str, *, timeout: float = _TIMEOUT) -> None:
         self.url = url
-        headers = {"Accept": "application/json"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        # A proxy of the environment is for the world outside; this machine is reached directly.
-        direct: dict[str, httpx2.BaseTransport | None] = {f"all://{urllib.parse.urlsplit(url).hostname}": None} if is_loopback(url) else {}
-        self._client = httpx2.Client(base_url=url, headers=headers, timeout=timeout, mounts=direct)
+        # A proxy of the environment is for the world outside; this machine is reached directly. Somebody waits at a terminal: no retries.
+        self._session = Session(url, key, timeout=timeout, retries=0, direct=is_loopback(url))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._client.close()
+        self._session.close()
 
     def get(self, path: str, **params: Any) -> Any:
         """The JSON document at ``path``; parameters that are None are left out."""
@@ -60,9 +57,10 @@ class PlatformClient:
         """Change parts of what is at ``path`` and return the answer's document."""
         return self._request("PATCH", path, json=document)
 
-    def delete(self, path: str) -> None:
-        """Delete what is at ``path``."""
-        self._request("DELETE", path)
+    def delete(self, path: str, *, version: int | None = None) -> None:
+        """Delete what is at ``path``, if it is still at ``version``."""
+        headers = {} if version is None else {"If-Match": f'"{version}"'}
+        self._request("DELETE", path, headers=headers)
 
     def items(self, path: str, filters: Mapping[str, str | None] | None = None, *, limit: int | None = None) -> Iterator[dict[str, Any]]:
         """The items of a list that ``filters`` let pass, page after page, at most ``limit`` of them."""
@@ -77,37 +75,28 @@ class PlatformClient:
                 return
 
     def _request(self, method: str, path: str, **kwargs: Any) -> Any:
+        document = kwargs.get("json")
+        content = None if document is None else msgspec.json.encode(document)
         try:
-            response = self._client.request(method, path, **kwargs)
-        except httpx2.ConnectError as exc:
-            raise CommandError(f"nothing answers at {self.url}: {exc}", hint=_HOW_TO_START) from exc
-        except httpx2.TimeoutException as exc:
-            raise CommandError(f"{self.url} did not answer in time", hint="Look at the platform's log, or try again.") from exc
-        except httpx2.HTTPError as exc:
-            raise CommandError(f"no answer from {self.url}: {exc}") from exc
-        if response.is_success:
-            return self._document(response)
-        raise explain(response.status_code, _problem(response), self.url)
-
-    def _document(self, response: httpx2.Response) -> Any:
-        if not response.content:
-            return None
+            response = self._session.request(method, path, query=kwargs.get("params"), content=content, headers=kwargs.get("headers"))
+        except UnreachableError as exc:
+            raise CommandError(exc.reason, hint=_HOW_TO_START) from exc
+        except AnswerTimeoutError as exc:
+            raise CommandError(exc.reason, hint="Look at the platform's log, or try again.") from exc
+        except ClientError as exc:
+            if exc.status:
+                raise explain(exc.status, exc.problem, self.url) from exc
+            raise CommandError(exc.reason) from exc
         try:
-            return response.json()
+            return response.json() if response.content else None
         except ValueError:
             raise CommandError(f"what answers at {self.url} is not an incident-rca platform", hint=_HOW_TO_START) from None
 
 
-def _problem(response: httpx2.Response) -> Mapping[str, Any]:
-    try:
-        document = response.json()
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
 def explain(status: int, problem: Mapping[str, Any], url: str) -> CommandError:
     """The error for a refusal: the problem's detail, each refused field on a line of its own, and what to do."""
+    if problem.get("status") == "error" and "error" in problem:  # as the Prometheus API puts it
+        return CommandError(str(problem["error"]))
     if "code" not in problem:
         hint = _HOW_TO_START if status == HTTPStatus.NOT_FOUND else ""
         return CommandError(f"{url} answers {status}, but not as an incident-rca platform", hint=hint)
