@@ -54,8 +54,8 @@ class LabelService:
         """
         agents = [self._agent(key) for key in dict.fromkeys(agent_ids)]
         instances = [i for agent in agents for i in agent.instances.values() if i.credential_hash or i.candidate_hash]
-        for instance in instances:
-            await self._fleet.revoke_credential(instance.id, actor)
+        if instances:
+            await self._fleet.enrolment.revoke_credentials(instances, actor)
         return BulkView(agents=len({i.agent.id for i in instances}), instances=len(instances))
 
     async def _label(self, agents: Sequence[Agent], changes: Mapping[str, str | None], actor: Actor) -> int:
@@ -67,8 +67,8 @@ class LabelService:
                 if labels != agent.labels:
                     wanted.append((agent, labels))
             async with self._database.write() as session:
+                await repository.save_labels(session, {agent.id: labels for agent, labels in wanted})
                 for agent, labels in wanted:
-                    await repository.save_labels(session, agent.id, labels)
                     target = Target("agent", agent.id, agent.environment_name, agent.environment_name)
                     self._audit.add(session, actor, "agent.label", target, before={"labels": agent.labels}, after={"labels": labels})
             for agent, labels in wanted:

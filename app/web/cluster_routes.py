@@ -17,7 +17,6 @@ from app.telemetry.clusters import Cluster, ClusterScope
 from app.web.clusters import (
     KINDS,
     MANY_NAMESPACES,
-    Choice,
     ClusterQuery,
     ClusterTab,
     Table,
@@ -31,6 +30,7 @@ from app.web.clusters import (
     tabs,
 )
 from app.web.rendering import PageRoute, PlatformDependency, Viewer, render
+from app.web.tables import Choice
 
 router = APIRouter(route_class=PageRoute)
 

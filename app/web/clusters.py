@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from app.errors import PlatformError
 from app.events.views import EventView
@@ -26,6 +26,7 @@ from app.telemetry.cluster_views import (
 from app.telemetry.clusters import Cluster
 from app.telemetry.containers import SortOrder, cut_page
 from app.web.formats import duration, format_value
+from app.web.tables import Choice, Heading, following, one_of, problem_choices
 
 PAGE_SIZE = 100
 BARS_SHOWN = 4
@@ -91,7 +92,6 @@ KINDS: Mapping[WorkloadKind, tuple[str, str]] = {
 }
 _PHASES = {"Running": "healthy", "Pending": "pending", "Succeeded": "stopped", "Failed": "offline", "Unknown": "offline"}
 _FULL, _NEARLY = 1.0, 0.9
-_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +116,6 @@ class Row:
     uptime: str = ""
     bars: Sequence[Bar] = ()
     more: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Heading:
-    """A column's heading: the query that sorts by it, and the order it is sorted in now (``ascending``, ``descending`` or empty)."""
-
-    title: str
-    classes: str
-    query: Mapping[str, str]
-    sorted: str
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One of the counted filters over a table."""
-
-    title: str
-    count: int
-    look: str
-    query: Mapping[str, str]
-    current: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +146,12 @@ class ClusterQuery:
         wanted = ClusterFilter(
             search=parameters.get("search", "").strip(),
             namespace=parameters.get("namespace", "").strip(),
-            kind=_one_of(WorkloadKind, parameters.get("kind")),
+            kind=one_of(WorkloadKind, parameters.get("kind")),
             problems_only=parameters.get("problems") == "1",
-            sort=_one_of(ClusterSort, parameters.get("sort")) or ClusterSort.PROBLEM,
-            order=_one_of(SortOrder, parameters.get("order")),
+            sort=one_of(ClusterSort, parameters.get("sort")) or ClusterSort.PROBLEM,
+            order=one_of(SortOrder, parameters.get("order")),
         )
-        return cls(_one_of(ClusterTab, parameters.get("view")) or ClusterTab.WORKLOADS, wanted, parameters.get("cursor", ""))
+        return cls(one_of(ClusterTab, parameters.get("view")) or ClusterTab.WORKLOADS, wanted, parameters.get("cursor", ""))
 
     def parameters(self, **changed: str) -> dict[str, str]:
         """The parameters of this query from its first page on, with some changed; those without value are left out."""
@@ -308,11 +287,12 @@ def _table(
 
 def _choices(query: ClusterQuery, items: Sequence[AnyView]) -> list[Choice]:
     wanted, troubled = query.wanted, sum(bool(one.problem) for one in items)
-    every = query.parameters(kind="", problems="", namespace="")
-    choices = [Choice("all", len(items), "", every, not (wanted.kind or wanted.problems_only or wanted.namespace))]
-    if troubled or wanted.problems_only:
-        choices.append(Choice("with problems", troubled, "degraded", query.parameters(kind="", problems="1"), wanted.problems_only))
-    return choices
+    return problem_choices(
+        len(items),
+        troubled,
+        (query.parameters(kind="", problems="", namespace=""), not (wanted.kind or wanted.problems_only or wanted.namespace)),
+        (query.parameters(kind="", problems="1"), wanted.problems_only),
+    )
 
 
 def _kind_choices(query: ClusterQuery, workloads: Sequence[WorkloadView]) -> list[Choice]:
@@ -327,16 +307,11 @@ def _kind_choices(query: ClusterQuery, workloads: Sequence[WorkloadView]) -> lis
 
 def _heading(query: ClusterQuery, column: Column) -> Heading:
     sort, title, classes = column
-    current = query.wanted.sort is sort
-    order = query.wanted.order or default_order(sort)
-    following = default_order(sort)
-    if current:
-        following = SortOrder.ASCENDING if order is SortOrder.DESCENDING else SortOrder.DESCENDING
-    word = (
-        {SortOrder.ASCENDING: "ascending", SortOrder.DESCENDING: "descending"}[order] if current and sort is not ClusterSort.PROBLEM else ""
-    )
-    sorting = {"sort": "", "order": ""} if sort is ClusterSort.PROBLEM else {"sort": sort.value, "order": following.value}
-    return Heading(title, classes, query.parameters(**sorting), word)
+    if sort is ClusterSort.PROBLEM:  # the order without a choice
+        return Heading(title, classes, query.parameters(sort="", order=""), "")
+    usual = default_order(sort)
+    order, word = following(query.wanted.sort is sort, query.wanted.order or usual, usual)
+    return Heading(title, classes, query.parameters(sort=sort.value, order=order.value), word)
 
 
 def _node_row(one: NodeView) -> Row:
@@ -422,7 +397,3 @@ def _bar(title: str, used: float, whole: float, text: str) -> Bar:
 
 def _count(items: Sequence[object], noun: str) -> str:
     return f"{len(items)} {noun}" if len(items) == 1 else f"{len(items)} {noun}s"
-
-
-def _one_of(choices: type[_Choice], value: str | None) -> _Choice | None:
-    return next((choice for choice in choices if choice.value == value), None)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from app.events.views import EventView
 from app.telemetry.containers import (
@@ -21,6 +20,7 @@ from app.telemetry.containers import (
     page_of,
 )
 from app.web.formats import duration, exact, format_value
+from app.web.tables import Choice, Heading, following, one_of, problem_choices
 
 PAGE_SIZE = 100
 SPARK_WIDTH, SPARK_HEIGHT = 72, 18
@@ -52,7 +52,6 @@ FACTS: Mapping[str, str] = {
 _LOOKS = {"running": "healthy", "paused": "pending", "restarting": "degraded", "dead": "offline", "": "pending"}
 _HEALTH_LOOKS = {"healthy": "healthy", "starting": "pending", "unhealthy": "degraded"}
 _LEAST_PEAK = 0.1  # CPUs at the top of a sparkline at least: an idle container's noise is drawn as a flat line
-_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +66,6 @@ class Row:
     memory: str
     memory_share: str
     uptime: str
-
-
-@dataclass(frozen=True, slots=True)
-class Heading:
-    """A column's heading: the query that sorts by it, and the order it is sorted in now (``ascending``, ``descending`` or empty)."""
-
-    title: str
-    classes: str
-    query: Mapping[str, str]
-    sorted: str
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One of the counted filters over the table."""
-
-    title: str
-    count: int
-    look: str
-    query: Mapping[str, str]
-    current: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +95,11 @@ class TableQuery:
     def of(cls, parameters: Mapping[str, str]) -> TableQuery:
         """The query that the URL's parameters are."""
         wanted = ContainerFilter(
-            state=_one_of(ContainerState, parameters.get("state")),
+            state=one_of(ContainerState, parameters.get("state")),
             search=parameters.get("search", "").strip(),
             problems_only=parameters.get("problems") == "1",
-            sort=_one_of(ContainerSort, parameters.get("sort")) or ContainerSort.PROBLEM,
-            order=_one_of(SortOrder, parameters.get("order")),
+            sort=one_of(ContainerSort, parameters.get("sort")) or ContainerSort.PROBLEM,
+            order=one_of(SortOrder, parameters.get("order")),
         )
         return cls(wanted, parameters.get("cursor", ""), {k: v for k, v in parameters.items() if k == "range" and v})
 
@@ -221,30 +199,23 @@ def _subject(event: EventView) -> object:
 
 
 def _heading(query: TableQuery, sort: ContainerSort, title: str, classes: str) -> Heading:
-    current = query.wanted.sort is sort
-    order = query.wanted.order or default_order(sort)
-    following = default_order(sort)
-    if current:
-        following = SortOrder.ASCENDING if order is SortOrder.DESCENDING else SortOrder.DESCENDING
-    word = {SortOrder.ASCENDING: "ascending", SortOrder.DESCENDING: "descending"}[order] if current else ""
-    return Heading(title, classes, query.parameters(sort=sort.value, order=following.value), word)
+    usual = default_order(sort)
+    order, word = following(query.wanted.sort is sort, query.wanted.order or usual, usual)
+    return Heading(title, classes, query.parameters(sort=sort.value, order=order.value), word)
 
 
 def _choices(query: TableQuery, containers: Sequence[ContainerView]) -> list[Choice]:
     wanted = query.wanted
     troubled = sum(bool(one.problem) for one in containers)
-    choices = [
-        Choice("all", len(containers), "", query.parameters(state="", problems=""), wanted.state is None and not wanted.problems_only)
-    ]
-    if troubled or wanted.problems_only:
-        choices.append(Choice("with problems", troubled, "degraded", query.parameters(state="", problems="1"), wanted.problems_only))
+    choices = problem_choices(
+        len(containers),
+        troubled,
+        (query.parameters(state="", problems=""), wanted.state is None and not wanted.problems_only),
+        (query.parameters(state="", problems="1"), wanted.problems_only),
+    )
     for state in ContainerState:
         count = sum(one.state == state.value for one in containers)
         if count or wanted.state is state:
             look = _LOOKS.get(state.value, "stopped")
             choices.append(Choice(state.value, count, look, query.parameters(state=state.value, problems=""), wanted.state is state))
     return choices
-
-
-def _one_of(choices: type[_Choice], value: str | None) -> _Choice | None:
-    return next((choice for choice in choices if choice.value == value), None)
