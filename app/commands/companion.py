@@ -63,7 +63,7 @@ class Companion:
 
     async def run(self, stopping: asyncio.Event) -> int:
         """Stay until ``stopping`` is set or the agent ends; returns the exit code."""
-        for line in sign_in_lines(self._server.public_url, self._server.first_run_key):
+        for line in sign_in_lines(self._server.public_url, self._server.first_run_key, await self._server.first_run_link()):
             typer.echo(line)
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # our own polling is no news
         await asyncio.to_thread(stop_leftover, self._state_dir)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.commands.connection import JsonOption, UrlOption, connect
+from app.commands.history import SinceOption, print_history, since
+from app.commands.keys import parse_duration
 from app.commands.output import USAGE, CommandError, ago, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -32,15 +34,22 @@ def provision(
             "--config", "-c", help="Option of the agent type as key=value (repeat for more; labels.team=web).", metavar="KEY=VALUE"
         ),
     ] = None,
+    token_ttl: Annotated[
+        str | None, typer.Option("--token-ttl", help="Life of the enrolment token, for example 7d; default: as the platform is set.")
+    ] = None,
+    max_uses: Annotated[int, typer.Option("--max-uses", min=1, help="Machines (for kubernetes: clusters) that the token enrols.")] = 1,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Create an agent and print the command that deploys it.
 
-    The command alone goes to standard output, so that it can be piped; what to know about it goes to standard error.
+    The command alone goes to standard output, so that it can be piped; what to know about it, and other ways to deploy the agent, go to
+    standard error.
     """
+    lifetime = {} if token_ttl is None else {"token_ttl": parse_duration(token_ttl)}
+    uses = {} if max_uses == 1 else {"token_max_uses": max_uses}
     with connect(url) as client:
-        request: dict[str, Any] = {"agent_type": agent_type, "environment_name": environment_name}
+        request: dict[str, Any] = {"agent_type": agent_type, "environment_name": environment_name, **lifetime, **uses}
         if config:
             request["config"] = parse_config(config, _schema_of(agent_type, client))
         answer = client.post("/api/v1/agent/provision", request)
@@ -50,6 +59,8 @@ def provision(
     typer.echo(answer["instructions"], err=True)
     typer.echo(err=True)
     typer.echo(answer["deployment_command"])
+    for other in answer.get("alternatives", ()):
+        typer.echo(f"\n{other['title']}:\n\n{other['content']}", err=True)
 
 
 def _schema_of(agent_type: str, client: PlatformClient) -> Mapping[str, Any]:
@@ -163,6 +174,18 @@ def show_agent(
         typer.echo()
         rows = [(i["name"], i["status"], i["status_reason"], i["version"], ago(i["last_seen_at"]), i["id"]) for i in found["instances"]]
         print_table(("INSTANCE", "STATUS", "REASON", "VERSION", "LAST SEEN", "ID"), rows, empty="")
+
+
+@agents.command("history")
+def history(
+    agent: Annotated[str, typer.Argument(help="The agent's id, or the name of an environment that has one agent.")],
+    start: SinceOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how the status of an agent went, and how available it was; by default over the last day."""
+    with connect(url) as client:
+        print_history(client, f"/api/v1/agents/{find_agent(client, agent)['id']}", since(start), as_json=as_json)
 
 
 @agents.command("label")

@@ -23,7 +23,7 @@ def run_platform(**overrides: object) -> int:
         server = PlatformServer(settings, listener)
 
         async def announce(stopping: asyncio.Event) -> int:
-            for line in sign_in_lines(server.public_url, server.first_run_key):
+            for line in sign_in_lines(server.public_url, server.first_run_key, await server.first_run_link()):
                 typer.echo(line)
             await stopping.wait()
             return 0

@@ -17,18 +17,25 @@ from fastapi import FastAPI
 
 from app.commands.output import CANNOT_START, FAILED, CommandError
 from app.errors import PlatformError
-from app.logs import configure_logging
+from app.logs import LINK_PATH, configure_logging
 from app.main import create_app
+from app.memory import spare_the_long_lived
 from app.settings import Settings
 
 GRACE = 3
 """Seconds that open requests get to finish when the platform stops."""
 
 
-def sign_in_lines(url: str, first_run_key: str | None) -> list[str]:
-    """Where the platform is and how to sign in; the first key only when it was made just now."""
+def sign_in_lines(url: str, first_run_key: str | None, link: str = "") -> list[str]:
+    """Where the platform is and how to sign in; the first key, and a one-time link of it, only when it was made just now."""
     lines = [f"incident-rca is ready at {url}"]
-    if first_run_key:
+    if first_run_key and link:
+        lines += [
+            "Open the link within 15 minutes (it works once), or sign in with the API key. It is shown only now, so keep it:",
+            f"  {link}",
+            f"  {first_run_key}",
+        ]
+    elif first_run_key:
         lines += ["Sign in with this API key. It is shown only now, so keep it:", f"  {first_run_key}"]
     else:
         lines.append(
@@ -56,6 +63,17 @@ class PlatformServer:
     def first_run_key(self) -> str | None:
         """The admin key that was made at this start, if one was."""
         return getattr(self.app.state, "first_run_key", None) if self.app else None
+
+    async def first_run_link(self) -> str:
+        """A one-time sign-in link of the admin key that was made at this start; empty if none was, or no link could be made."""
+        if self.app is None or self.first_run_key is None:
+            return ""
+        auth = self.app.state.platform.auth
+        try:
+            token, _ = await auth.create_link(auth.verify_key(self.first_run_key).key_id)
+        except PlatformError:  # the key signs in too
+            return ""
+        return f"{self.public_url}{LINK_PATH}{token}"
 
     def run(self, companion: Callable[[asyncio.Event], Awaitable[int]]) -> int:
         """Serve, and run ``companion`` beside it once requests are answered.
@@ -113,6 +131,7 @@ class PlatformServer:
             code = 0
             try:
                 if not serving.done() and not stopping.is_set():
+                    spare_the_long_lived()
                     code = await companion(stopping)
             finally:
                 unasked = serving.done()
