@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import agent_footprint  # noqa: E402 - the path above comes first
+import console  # noqa: E402
 import docker_collect  # noqa: E402
 import heartbeats  # noqa: E402
 import ingest  # noqa: E402
@@ -97,8 +98,17 @@ def main() -> None:
     stored = sum(density[f"{part} bytes a sample"] for part in ("chunk", "rollup", "index"))
     add(Line("bytes a sample once sealed, rollups and index included", stored, 2.0))
     add(Line("a series over 24 h from the store, without HTTP: median ms", density["24 h of one series, median ms"], 10.0))
+    console_rows(add, quick)
     docker_rows(add)
     kubernetes_rows(add, quick)
+
+
+def console_rows(add: Callable[[Line], None], quick: bool) -> None:
+    """The console's rows; `benchmarks/console.py` prints one for each page."""
+    page, answer, stall = console.worst(console.SMALL if quick else console.FULL, 5 if quick else console.ROUNDS)
+    add(Line("slowest page with 10,000 instances: median ms", page.median_ms, console.REQUIRED_MS, rival=page.ask))
+    add(Line("  slowest list of the API", answer.median_ms, console.REQUIRED_MS, rival=answer.ask))
+    add(Line("  longest stall when a group is configured: ms", stall.median_ms, console.STALL_MS))
 
 
 def docker_rows(add: Callable[[Line], None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, JsonObject, UtcDateTime
@@ -42,6 +42,9 @@ class BrowserSessionRow(Base):
     name: Mapped[str | None] = mapped_column(String(255))
     role: Mapped[str | None] = mapped_column(String(16))
     environments: Mapped[list[str] | None] = mapped_column(JsonObject)
+    kind: Mapped[str] = mapped_column(String(8), default="key")
+    client_address: Mapped[str] = mapped_column(String(64), default="")
+    user_agent: Mapped[str] = mapped_column(String(255), default="")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -111,6 +114,7 @@ class InstanceRow(Base):
     candidate_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
     quiet_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revived_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    token_id: Mapped[str | None] = mapped_column(String(36), index=True)
 
 
 class EventRow(Base):
@@ -122,6 +126,8 @@ class EventRow(Base):
         Index("ix_events_instance_time", "instance_id", "time_unix_nano"),
         Index("ix_events_agent_time", "agent_id", "time_unix_nano"),
         Index("ix_events_name_time", "name", "time_unix_nano"),
+        Index("ix_events_environment_time", "environment_name", "time_unix_nano"),
+        Index("ix_events_errors", "time_unix_nano", "id", sqlite_where=text("severity >= 17"), postgresql_where=text("severity >= 17")),
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -309,6 +315,10 @@ class WebhookDeliveryRow(Base):
         UniqueConstraint("endpoint_id", "event_id", "replay"),
         Index("ix_webhook_deliveries_due", "status", "next_attempt_at"),
         Index("ix_webhook_deliveries_order", "endpoint_id", "ordering_key", "sequence"),
+        Index("ix_webhook_deliveries_log", "endpoint_id", "sequence", "id"),
+        Index("ix_webhook_deliveries_log_by_status", "status", "endpoint_id", "sequence", "id"),
+        Index("ix_webhook_deliveries_sequence", "sequence", "id"),
+        Index("ix_webhook_deliveries_event", "event_id"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)

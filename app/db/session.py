@@ -81,6 +81,28 @@ class Database:
         async with self.read() as session:
             await session.execute(text("SELECT 1"))
 
+    async def size(self) -> int:
+        """Bytes that it takes up on disk.
+
+        Raises:
+            StorageError: the database failed.
+        """
+        async with self.read() as session:
+            if self.is_sqlite:
+                statement = text("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
+            else:
+                statement = text("SELECT pg_database_size(current_database())")
+            return int(await session.scalar(statement) or 0)
+
+    async def revision(self) -> str:
+        """The migration that its schema is at.
+
+        Raises:
+            StorageError: the database failed.
+        """
+        async with self.read() as session:
+            return str(await session.scalar(text("SELECT version_num FROM alembic_version")) or "")
+
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()

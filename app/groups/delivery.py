@@ -5,6 +5,7 @@ The heartbeat path touches memory only; :meth:`ConfigDelivery.flush` writes what
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from app.events.service import EventService
 from app.fleet.registry import Agent, Instance, Registry, moment
 from app.groups import repository
 from app.groups.canary import Cohorts
+from app.groups.membership import SelectorIndex
 from app.groups.precedence import Desired, Layer, Source, canonical, desire
 from app.groups.selectors import Selector, labels_of
 from app.groups.standing import (
@@ -37,6 +39,8 @@ from connectors.core import opamp_pb2 as opamp
 CONFIG_FILE = "agent.json"
 HURRIED_INTERVAL = 5.0
 """Seconds between heartbeats of an instance whose configuration is under way."""
+_AT_ONCE = 250
+"""Instances that are worked out before others get their turn."""
 _MAX_REASON = 4096
 _TOLD = {
     ConfigStatus.APPLIED: (catalogue.CONFIG_APPLIED, "{name} runs with the configuration that was offered."),
@@ -83,8 +87,11 @@ class _Link:
     standing: Standing | None = None
     desired: Desired | None = None
     generation: int = -1
+    groups: tuple[GroupState, ...] = ()
+    membership: int = -1
     agent: Agent | None = None
     resource: object = None
+    labels: object = None
     held: bool = False
     hurried: bool = False
 
@@ -100,9 +107,12 @@ class ConfigDelivery:
         self.groups: dict[str, GroupState] = {}
         self.own: dict[str, OwnConfig] = {}
         self._ranked: list[GroupState] = []
+        self._index = SelectorIndex(())
+        self._from_groups: dict[tuple[str, tuple[str, ...]], Desired] = {}
         self._links: dict[str, _Link] = {}
         self._cohorts = Cohorts()
         self._generation = 0
+        self._membership = 0
         self._changed: set[str] = set()
         self._untold: list[EventRecord] = []
 
@@ -122,30 +132,59 @@ class ConfigDelivery:
                 self.desired(instance)
 
     def changed(self) -> None:
-        """Groups, agents' own configurations or labels have changed: what is meant for instances is worked out anew, each at its turn."""
-        self._generation += 1
+        """Groups have come, gone or changed: who is in which is found anew, each instance at its turn."""
+        self._membership += 1
         self._ranked = sorted(self.groups.values(), key=lambda g: g.name, reverse=True)
         self._ranked.sort(key=lambda g: g.priority)
+        self._index = SelectorIndex([group.selector for group in self._ranked])
+        self.reconfigured()
+
+    def reconfigured(self) -> None:
+        """Values that groups or agents give have changed: what is meant for instances is worked out anew, each at its turn."""
+        self._generation += 1
+        self._from_groups.clear()
+
+    async def settle(self) -> None:
+        """Work out what is meant for every instance, in parts, so that heartbeats are answered meanwhile; asking for all is quick then."""
+        for place, instance in enumerate(list(self._registry.instances.values()), 1):
+            self.desired(instance)
+            if place % _AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def desired(self, instance: Instance) -> Desired:
         """What the platform means for ``instance`` now."""
-        link = self._links.setdefault(instance.id, _Link())
-        fresh = link.generation == self._generation and link.agent is instance.agent and link.resource is instance.resource
-        if link.desired is not None and fresh:
+        link = self._links.get(instance.id)
+        if link is None:
+            link = self._links[instance.id] = _Link()
+        agent = instance.agent
+        # Labels and resources are replaced, never changed in place.
+        same = link.agent is agent and link.resource is instance.resource and link.labels is agent.labels
+        placed = same and link.membership == self._membership
+        if placed and link.desired is not None and link.generation == self._generation:
             return link.desired
         before = link.desired.cohorts if link.desired is not None else ()
-        agent = instance.agent
-        labels = instance_labels(instance)
-        chosen = [(group.id, group.layer) for group in self._ranked if group.selector.matches(labels)]
-        own = self.own.get(agent.id)
-        layer = Layer(Source("agent", agent.environment_name, agent.id, own.revision), own.config) if own else None
-        link.desired = desire(agent.agent_type, agent.id, chosen, layer, remote_options(agent.agent_type))
-        link.generation, link.agent, link.resource = self._generation, agent, instance.resource
+        if not placed:
+            link.groups = tuple(self._ranked[place] for place in self._index.matching(instance_labels(instance)))
+            link.membership, link.agent, link.resource, link.labels = self._membership, agent, instance.resource, agent.labels
+        link.desired = self._worked_out(agent, link.groups)
+        link.generation = self._generation
         self._cohorts.join(instance.id, link.desired.cohorts, before)
         if link.standing is not None and link.standing.hash == link.desired.hash:
             standing = link.standing
             self._cohorts.note(instance.id, link.desired.cohorts, standing.status, standing.reason, standing.offered_at)
         return link.desired
+
+    def _worked_out(self, agent: Agent, groups: tuple[GroupState, ...]) -> Desired:
+        own = self.own.get(agent.id)
+        key = agent.agent_type, tuple(group.id for group in groups)
+        if own is None and (known := self._from_groups.get(key)) is not None:
+            return known
+        layer = Layer(Source("agent", agent.environment_name, agent.id, own.revision), own.config) if own else None
+        chosen = [(group.id, group.layer) for group in groups]
+        found = desire(agent.agent_type, agent.id, chosen, layer, remote_options(agent.agent_type))
+        if own is None:
+            self._from_groups[key] = found
+        return found
 
     def groups_of(self, record: EventRecord) -> tuple[str, ...]:
         """Ids of the groups that an event's instance is in; of an agent's own event, those that select it whatever its instances tell."""
@@ -156,7 +195,7 @@ class ConfigDelivery:
         if agent is None:
             return ()
         labels = labels_of(agent.environment_name, agent.agent_type, agent.labels, {})
-        return tuple(group.id for group in self._ranked if group.selector.matches(labels))
+        return tuple(self._ranked[place].id for place in self._index.matching(labels))
 
     def standing(self, instance: Instance) -> tuple[ConfigStatus, str, Standing | None]:
         """How what is meant for ``instance`` fares, why, and the last offer."""

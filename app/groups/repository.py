@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, delete, func, select, update
+from sqlalchemy import and_, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -63,9 +63,13 @@ async def find_revision(session: AsyncSession, kind: str, scope_id: str, revisio
     return await session.get(ConfigRevisionRow, (kind, scope_id, revision))
 
 
-async def save_labels(session: AsyncSession, agent_id: str, labels: Mapping[str, str]) -> None:
-    """Replace an agent's labels."""
-    await session.execute(update(AgentRow).where(AgentRow.id == agent_id).values(labels=dict(labels)))
+async def save_labels(session: AsyncSession, labels: Mapping[str, Mapping[str, str]]) -> None:
+    """Replace the labels of agents, by id, in one statement; sorted, so that concurrent writers cannot deadlock."""
+    if not labels:
+        return
+    table = AgentRow.__table__
+    statement = table.update().where(table.c.id == bindparam("_id")).values(labels=bindparam("_labels"))  # type: ignore[attr-defined]  # a mapped class's table is a Table
+    await (await session.connection()).execute(statement, [{"_id": key, "_labels": dict(labels[key])} for key in sorted(labels)])
 
 
 async def save_instances(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -> None:

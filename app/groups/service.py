@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,8 @@ from app.groups.views import (
 
 PREVIEWED = 20
 """Members that a preview names."""
+_AT_ONCE = 1000
+"""Instances that are looked at before others get their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class GroupService:
         self._clock = clock
         self._lock = asyncio.Lock()
         self.delivery = ConfigDelivery(database, events, fleet.registry, clock)
-        self.labels = LabelService(database, audit, fleet, self.delivery.changed)
+        self.labels = LabelService(database, audit, fleet, self.delivery.reconfigured)
 
     async def load(self) -> None:
         """Read everything from the database and begin to offer configurations; once, after the fleet is loaded."""
@@ -114,6 +117,7 @@ class GroupService:
             ),
             key=lambda g: g.name,
         )
+        await self.delivery.settle()
         counts = Counter(key for one in self._present() for key in self.delivery.desired(one).groups)
         items = [_view(g, counts[g.id]) for g in chosen[:limit]]
         return Page[GroupView](items=items, next_cursor=encode(items[-1].name) if len(chosen) > limit else None)
@@ -124,8 +128,8 @@ class GroupService:
         Raises:
             NotFoundError: no such group.
         """
-        group = self._group(group_id)
-        return _view(group, len(self._members(Scope("group", group_id))))
+        await self.delivery.settle()
+        return _view(self._group(group_id), len(self._members(Scope("group", group_id))))
 
     async def create_group(self, spec: GroupSpec, actor: Actor) -> GroupView:
         """A new group, without configuration.
@@ -194,8 +198,13 @@ class GroupService:
 
     async def preview(self, selector: Selector) -> PreviewView:
         """Whom a selector selects."""
-        found = sorted((i for i in self._present() if selector.matches(instance_labels(i))), key=_order)
-        members = [self._member(i) for i in found[:PREVIEWED]]
+        found: list[Instance] = []
+        for place, one in enumerate(self._present(), 1):
+            if selector.matches(instance_labels(one)):
+                found.append(one)
+            if place % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        members = [self._member(i) for i in heapq.nsmallest(PREVIEWED, found, key=_order)]
         return PreviewView(selector=selector, selector_text=str(selector), instances=len(found), members=members)
 
     async def list_members(
@@ -208,8 +217,9 @@ class GroupService:
             InvalidRequestError: the cursor is not one of this list.
         """
         after = decode(cursor)
-        chosen = [i for i in self._members(scope) if status is None or self.delivery.standing(i)[0] is status]
-        chosen = [i for i in sorted(chosen, key=_order) if after is None or "\0".join(_order(i)) > after]
+        await self.delivery.settle()
+        wanted = (i for i in self._members(scope) if status is None or self.delivery.standing(i)[0] is status)
+        chosen = heapq.nsmallest(limit + 1, (i for i in wanted if after is None or "\0".join(_order(i)) > after), key=_order)
         items = [self._member(i) for i in chosen[:limit]]
         last = "\0".join(_order(chosen[limit - 1])) if len(chosen) > limit else None
         return Page[MemberView](items=items, next_cursor=None if last is None else encode(last))
@@ -220,6 +230,7 @@ class GroupService:
         Raises:
             NotFoundError: no such group or agent.
         """
+        await self.delivery.settle()
         return dict(Counter(self.delivery.standing(i)[0] for i in self._members(scope)))
 
     # Configurations.
@@ -261,6 +272,7 @@ class GroupService:
             if changes and not dry_run:
                 await self._store(scope, name, current + 1, wanted, before, changes, actor, comment, reverted_to)
         view = await self.configuration(scope)
+        await self.delivery.settle()
         shown = view.model_copy(update={"config": wanted})
         return ConfigurationChangeView(
             **shown.model_dump(),
@@ -388,7 +400,7 @@ class GroupService:
             self.delivery.groups[scope.id].revision, self.delivery.groups[scope.id].config = revision, config
         else:
             self.delivery.own[scope.id] = OwnConfig(revision, config)
-        self.delivery.changed()
+        self.delivery.reconfigured()
         self._events.publish([record])
 
     def _current(self, scope: Scope) -> tuple[str, int, dict[str, Any]]:
@@ -406,8 +418,8 @@ class GroupService:
             agent = self._agent(scope.id)
             replaced = agent.replaced()
             return [i for i in agent.instances.values() if i.status is not Status.ARCHIVED and i.id not in replaced]
-        selector = self._group(scope.id).selector
-        return [i for i in self._present() if selector.matches(instance_labels(i))]
+        group_id = self._group(scope.id).id
+        return [i for i in self._present() if group_id in self.delivery.desired(i).groups]
 
     def _present(self) -> list[Instance]:
         return [i for i in self._registry.instances.values() if i.status is not Status.ARCHIVED]

@@ -43,15 +43,15 @@ class MemberView(BaseModel):
         description="none: nothing is meant for it; unsupported: it cannot be configured remotely; pending; offered; applying; applied: it "
         "runs with it and has collected with it; failed: it went back to its last good configuration; drifted: it reports other values."
     )
-    reason: str
+    reason: str = Field(description="Why it fares like that; empty where there is nothing to say.")
 
 
 class PreviewView(BaseModel):
     """Whom a selector selects."""
 
     selector: Selector
-    selector_text: str
-    instances: int
+    selector_text: str = Field(description="The selector as kubectl --selector takes it.")
+    instances: int = Field(description="Instances that it selects now, archived ones not counted.")
     members: list[MemberView] = Field(description="The first of them, by environment and name.")
 
 
@@ -59,9 +59,9 @@ class RevisionView(BaseModel):
     """One state of the configuration of a group or of an agent."""
 
     revision: int
-    config: dict[str, Any]
-    comment: str
-    actor: str
+    config: dict[str, Any] = Field(description="Options and their values as they were with this revision.")
+    comment: str = Field(description="Why, as whoever made it wrote.")
+    actor: str = Field(description="Name of whoever made the change.")
     created_at: datetime
 
 
@@ -73,13 +73,13 @@ class ConfigurationView(BaseModel):
     name: str = Field(description="Name of the group, or of the agent's environment.")
     agent_types: list[str] = Field(description="Types whose options it may set.")
     revision: int = Field(description="Goes up with each change; the ETag. 0 before the first.")
-    config: dict[str, Any]
+    config: dict[str, Any] = Field(description="Options that it sets, and their values.")
 
 
 class ChangeView(BaseModel):
     """An option whose value changes."""
 
-    key: str
+    key: str = Field(description="Name of the option.")
     kind: Literal["added", "removed", "changed"]
     before: Any = None
     after: Any = None
@@ -93,7 +93,7 @@ class ChangeView(BaseModel):
 class ConfigurationChangeView(ConfigurationView):
     """What a change of a configuration did, or with ``dry_run`` would do."""
 
-    dry_run: bool
+    dry_run: bool = Field(description="Whether nothing was changed and this is what would be.")
     changes: list[ChangeView]
     instances: int = Field(description="Instances that it reaches, archived ones not counted.")
 
@@ -127,12 +127,12 @@ class GivenView(BaseModel):
 class OptionView(BaseModel):
     """One option of an instance: what it is, who says so, and what that overrides."""
 
-    key: str
+    key: str = Field(description="Name of the option.")
     description: str
-    unit: str
+    unit: str = Field(description="Unit of the value, such as s for seconds; empty where it has none.")
     remote: bool = Field(description="Whether remote configuration can set it.")
     value: Any = Field(description="What the instance reports; before its first report, what it should be.")
-    source: SourceView
+    source: SourceView = Field(description="Who gives the value.")
     overrides: list[GivenView] = Field(description="Values that this one won over, the nearest first.")
     wanted: GivenView | None = Field(description="What it should be, where it is something else.")
     note: str = Field(description="Why it is something else.")
@@ -158,8 +158,8 @@ class InstanceConfigurationView(MemberView):
 
     config: dict[str, Any] = Field(description="What groups and the agent's own configuration mean for it.")
     config_hash: str = Field(description="SHA-256 of that, in hexadecimal.")
-    offered_at: datetime | None
-    reported_at: datetime | None
+    offered_at: datetime | None = Field(description="When the configuration was last offered to it; null before the first time.")
+    reported_at: datetime | None = Field(description="When it last said how that fares; null before the first time.")
     groups: list[SourceView] = Field(description="Groups that it is in, the strongest first.")
     options: list[OptionView]
 

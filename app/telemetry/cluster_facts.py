@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from app.telemetry.cluster_views import WorkloadKind
 from app.telemetry.store import NAME, SeriesData
@@ -86,8 +87,10 @@ class Figures:
 
     def word(self, name: str) -> str:
         """Which status of this name is current: the one that is 1, the newest where the pod that told it was replaced meanwhile."""
-        current = [(self.times[name, word], word) for word, value in self.words.get(name, {}).items() if value]
-        return max(current)[1] if current else ""
+        current = [word for word, value in self.words.get(name, {}).items() if value]
+        if len(current) > 1:
+            return max((self.times[name, word], word) for word in current)[1]
+        return current[0] if current else ""
 
 
 def figures(series: Iterable[SeriesData], by: Sequence[str], word_labels: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], Figures]:
@@ -114,9 +117,9 @@ def figures(series: Iterable[SeriesData], by: Sequence[str], word_labels: Mappin
     return found
 
 
-@dataclass(slots=True)
+@dataclass
 class PodFacts:
-    """One pod, with its containers by name."""
+    """One pod, with its containers by name. What follows from its figures is worked out once, when it is complete."""
 
     uid: str
     name: str
@@ -128,12 +131,12 @@ class PodFacts:
     restarts: int = 0
     recent_restarts: int = 0
 
-    @property
+    @cached_property
     def phase(self) -> str:
         """Its phase; empty when not reported."""
         return self.figures.word("k8s.pod.status.phase")
 
-    @property
+    @cached_property
     def finished(self) -> bool:
         """Whether it has ended for good."""
         return self.phase in ("Succeeded", "Failed")
@@ -143,7 +146,7 @@ class PodFacts:
         """Whether it has failed and its controller has made another in its place."""
         return self.phase == "Failed" and self.owner[0] not in (WorkloadKind.POD, WorkloadKind.JOB, WorkloadKind.CRONJOB)
 
-    @property
+    @cached_property
     def sampled(self) -> float:
         """When it was last reported, in Unix seconds."""
         return max([self.figures.newest, *(one.newest for one in self.containers.values())])

@@ -51,14 +51,14 @@ class NodeView(BaseModel):
     unschedulable: bool = Field(description="Whether it is cordoned.")
     problem: str = Field(description="What is wrong with it, in a few words; empty when nothing is.")
     pods: int = Field(description="Pods that run on it.")
-    pods_allocatable: int | None
+    pods_allocatable: int | None = Field(description="Pods that may run on it.")
     cpu_usage: float | None = Field(description="CPUs in use; 1 is one whole core.")
     cpu_allocatable: float | None = Field(description="CPUs that pods may use.")
     memory_working_set: int | None = Field(description="Bytes that cannot be reclaimed easily.")
     memory_allocatable: int | None = Field(description="Bytes that pods may use.")
     filesystem_usage: int | None = Field(description="Bytes used on the kubelet's file system.")
-    filesystem_capacity: int | None
-    sampled_at: datetime
+    filesystem_capacity: int | None = Field(description="Size of the kubelet's file system in bytes.")
+    sampled_at: datetime = Field(description="When these values were measured.")
 
 
 class QuotaAmount(BaseModel):
@@ -66,8 +66,8 @@ class QuotaAmount(BaseModel):
 
     title: str = Field(description="What is bounded, for people: CPU requests, memory limits, pods.")
     unit: str = Field(description="OTel unit: By, {cpu}, {object} and so on.")
-    hard: float
-    used: float
+    hard: float = Field(description="The bound, in the unit.")
+    used: float = Field(description="What is taken of it, in the unit.")
 
     @property
     def share(self) -> float:
@@ -91,10 +91,10 @@ class NamespaceView(BaseModel):
     pods: int = Field(description="Pods that are not finished.")
     pods_with_problems: int
     restarts: int = Field(description="Restarts of its pods' containers, as long as the kubelet remembers.")
-    cpu_usage: float | None
-    memory_working_set: int | None
+    cpu_usage: float | None = Field(description="CPUs in use by its pods; 1 is one whole core. Null without the node view.")
+    memory_working_set: int | None = Field(description="Bytes of its pods that cannot be reclaimed easily; null without the node view.")
     quotas: list[QuotaView]
-    sampled_at: datetime
+    sampled_at: datetime = Field(description="When these values were measured.")
 
     @property
     def fullest(self) -> float | None:
@@ -115,9 +115,9 @@ class WorkloadView(BaseModel):
     active: int | None = Field(description="Pods of a job, or jobs of a cron job, that are under way.")
     problem: str = Field(description="What is wrong with it, in a few words; empty when nothing is.")
     pods: int = Field(description="Pods that are not finished.")
-    restarts: int
+    restarts: int = Field(description="Restarts of its pods' containers, as long as the kubelet remembers.")
     recent_restarts: int = Field(description="Restarts in the last 15 minutes.")
-    sampled_at: datetime
+    sampled_at: datetime = Field(description="When these values were measured.")
 
 
 class ContainerStatusView(BaseModel):
@@ -127,9 +127,9 @@ class ContainerStatusView(BaseModel):
     state: str = Field(description="waiting, running or terminated; empty when not reported.")
     reason: str = Field(description="Why it is in that state, such as CrashLoopBackOff.")
     last_termination: str = Field(description="Why it last ended, such as OOMKilled.")
-    last_exit_code: int | None
+    last_exit_code: int | None = Field(description="Exit code with which it last ended; null when it has not, or that is not reported.")
     ready: bool
-    restarts: int
+    restarts: int = Field(description="Restarts, as long as the kubelet remembers.")
 
 
 class PodView(BaseModel):
@@ -140,20 +140,20 @@ class PodView(BaseModel):
     namespace: str
     node: str = Field(description="Empty while it has none.")
     workload_kind: WorkloadKind
-    workload_name: str
+    workload_name: str = Field(description="Name of the workload that it belongs to; its own where it belongs to none.")
     phase: str = Field(description="Pending, Running, Succeeded, Failed or Unknown; empty when not reported.")
     reason: str = Field(description="Why it is so: of the pod (Evicted) or of a container (CrashLoopBackOff).")
     problem: str = Field(description="What is wrong with it, in a few words; empty when nothing is.")
     ready: int = Field(description="Containers that are ready.")
     containers: list[ContainerStatusView]
-    restarts: int
+    restarts: int = Field(description="Restarts of its containers, as long as the kubelet remembers.")
     recent_restarts: int = Field(description="Restarts in the last 15 minutes.")
     cpu_usage: float | None = Field(description="CPUs in use; null without the node view.")
     cpu_limit: float | None = Field(description="CPUs that its containers may use; null when one of them has no limit.")
-    memory_working_set: int | None
-    memory_limit: int | None
-    uptime_seconds: float | None
-    sampled_at: datetime
+    memory_working_set: int | None = Field(description="Bytes that cannot be reclaimed easily; null without the node view.")
+    memory_limit: int | None = Field(description="Bytes that its containers may use; null when one of them has no limit.")
+    uptime_seconds: float | None = Field(description="Since it was started; null when not reported.")
+    sampled_at: datetime = Field(description="When these values were measured.")
 
 
 class DegradedView(BaseModel):

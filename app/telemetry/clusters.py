@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from app.telemetry import cluster_rows
 from app.telemetry.cluster_facts import (
@@ -37,6 +37,9 @@ MISSED_INTERVALS = 3
 """Collection intervals without a sample after which an object is gone, counted back from the newest sample of its kind."""
 MOST_ASIDE = 400
 """Pods that are asked about on their own; where more are not simply running and ready, all of them are asked about."""
+MANY_PODS = 1000
+"""Pods from which on what was read is kept for half a collection interval: nothing new is likely to be there before."""
+_MOST_KEPT = 8
 RESTART_WINDOW = 900
 """Seconds within which restarts are recent."""
 _RESTARTS = "k8s.container.restart.count"
@@ -152,6 +155,11 @@ class ClusterScope:
         return cls(tuple(found.agent_ids), tuple(found.instance_ids), found.last_seen_at, found.collect_interval, reasons)
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """What tells apart the answers that are read for it, but for the time."""
+        return self.agents, self.instances, self.interval, frozenset(self.reasons.items())
+
+    @property
     def matchers(self) -> list[Matcher]:
         """What these series have in common."""
         agents = _any_of("agent", self.agents)
@@ -195,6 +203,7 @@ class ClusterService:
         self._store = store
         self._max_samples = max_samples
         self._clock = clock
+        self._kept: dict[tuple[object, ...], tuple[float, Any]] = {}
 
     async def read(self, scope: ClusterScope, *, usage: bool = False) -> Cluster:
         """The cluster's nodes, namespaces and workloads, in five selections; with ``usage`` a sixth adds up what namespaces use.
@@ -202,7 +211,28 @@ class ClusterService:
         Raises:
             PlatformError: the store failed, or there is more to read than a query may.
         """
-        return await self._read(scope, usage=usage)
+        key = (*scope.identity, "cluster", usage)
+        if (kept := self._recent(key, scope)) is not None:
+            return cast("Cluster", kept)
+        found = await self._read(scope, usage=usage)
+        self._keep(key, found, sum(found.phases.values()))
+        return found
+
+    def forget(self) -> None:
+        """Let go of what was read and kept."""
+        self._kept.clear()
+
+    def _recent(self, key: tuple[object, ...], scope: ClusterScope) -> Any:
+        """What was read under this key less than half a collection interval ago; None when there is nothing."""
+        since, kept = self._kept.get(key, (0.0, None))
+        return kept if 0 <= self._clock() - since < scope.interval / 2 else None
+
+    def _keep(self, key: tuple[object, ...], found: Any, pods: int) -> None:
+        self._kept.pop(key, None)
+        if pods >= MANY_PODS:
+            self._kept[key] = self._clock(), found
+        while len(self._kept) > _MOST_KEPT:
+            self._kept.pop(next(iter(self._kept)))
 
     async def workload(self, scope: ClusterScope, owner: Owner) -> WorkloadView | None:
         """One workload; None when it is not reported (any more).
@@ -243,6 +273,9 @@ class ClusterService:
         Raises:
             PlatformError: as :meth:`read`.
         """
+        key = (*scope.identity, "pods", owner, namespace)
+        if (kept := self._recent(key, scope)) is not None:
+            return cast("Pods", kept)
         when = await self._when(scope)
         in_namespace = [Matcher("k8s.namespace.name", "=", namespace)] if namespace else []
         narrowed = _of(owner) if owner is not None else in_namespace
@@ -256,7 +289,9 @@ class ClusterService:
             usage = figures(measured, ("k8s.pod.uid",), {})
             return [cluster_rows.pod_view(pod, usage.get((pod.uid,))) for pod in facts if owner is None or pod.owner == owner]
 
-        return Pods(await asyncio.to_thread(rows), when.degraded)
+        found = Pods(await asyncio.to_thread(rows), when.degraded)
+        self._keep(key, found, len(found.items))
+        return found
 
     async def node_names(self, scope: ClusterScope) -> list[str]:
         """The cluster's nodes; empty while they cannot be read."""

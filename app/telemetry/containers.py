@@ -75,7 +75,7 @@ class SortOrder(StrEnum):
 class ContainerView(BaseModel):
     """One container as of its newest sample. What its agent does not report is null."""
 
-    id: str
+    id: str = Field(description="The engine's id of the container, whole.")
     name: str
     image_name: str = Field(description="Without tag and digest; empty for an image without a name.")
     state: str = Field(description="created, running, paused, restarting, removing, exited or dead; empty when not reported.")
@@ -86,11 +86,11 @@ class ContainerView(BaseModel):
     memory_usage: int | None = Field(description="Bytes, page cache included.")
     memory_working_set: int | None = Field(description="Bytes that cannot be reclaimed easily.")
     memory_limit: int | None = Field(description="Bytes; null without a limit of its own.")
-    process_count: int | None
-    restart_count: int | None
+    process_count: int | None = Field(description="Processes and threads in it; null while it does not run.")
+    restart_count: int | None = Field(description="Restarts by its restart policy since somebody last started it.")
     recent_restarts: int = Field(description="Restarts in the last 15 minutes.")
     uptime_seconds: float | None = Field(description="Since its last start; null while it does not run.")
-    sampled_at: datetime
+    sampled_at: datetime = Field(description="When these values were measured.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,25 +32,25 @@ class CpuView(BaseModel):
 
     used: float | None = Field(description="What is neither idle nor waiting for disks.")
     modes: dict[str, float] = Field(description="Share by cpu.mode.")
-    logical_count: int | None
+    logical_count: int | None = Field(description="CPUs as the operating system counts them.")
 
 
 class LoadView(BaseModel):
     """Load averages; each CPU can bear 1."""
 
-    one: float | None
-    five: float | None
-    fifteen: float | None
+    one: float | None = Field(description="Over the last minute.")
+    five: float | None = Field(description="Over the last 5 minutes.")
+    fifteen: float | None = Field(description="Over the last 15 minutes.")
 
 
 class MemoryView(BaseModel):
     """Memory, or swap space, in bytes. Of swap space only used and limit are known."""
 
     used: float | None = Field(description="Total less what can be had without swapping.")
-    available: float | None
+    available: float | None = Field(description="What can be had without swapping.")
     cached: float | None
     buffers: float | None
-    limit: float | None
+    limit: float | None = Field(description="All that there is.")
 
 
 class DiskView(BaseModel):
@@ -68,11 +68,11 @@ class FilesystemView(BaseModel):
 
     mountpoint: str
     device: str
-    type: str
+    type: str = Field(description="Such as ext4 or xfs.")
     mode: str = Field(description="rw or ro.")
     used: float | None
     free: float | None = Field(description="For everybody; what is reserved for the superuser is not in it.")
-    limit: float | None
+    limit: float | None = Field(description="Its whole size.")
     utilization: float | None = Field(description="used / (used + free), 0 to 1, as df prints it.")
 
 
@@ -107,7 +107,7 @@ class HostView(BaseModel):
     """A host as of its newest sample. What its agent does not report is null or empty."""
 
     sampled_at: datetime | None = Field(description="Null when it has sent nothing lately.")
-    uptime_seconds: float | None
+    uptime_seconds: float | None = Field(description="Since it was started.")
     cpu: CpuView
     load: LoadView
     memory: MemoryView
@@ -120,8 +120,8 @@ class HostView(BaseModel):
     processes: list[ProcessView] = Field(description="The greatest users of CPU time first.")
     process_count: int | None
     connections: dict[str, int] = Field(description="TCP connections by state, and udp.")
-    open_files: int | None
-    open_files_limit: float | None
+    open_files: int | None = Field(description="File descriptors that are open on the whole host.")
+    open_files_limit: float | None = Field(description="File descriptors that the kernel allows on the whole host.")
 
 
 _NOW = (

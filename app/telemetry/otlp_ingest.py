@@ -136,7 +136,7 @@ class MetricIngest:
             for instance_id, _ in points:
                 if self._awaited.get(instance_id) == 0.0:
                     self._awaited[instance_id] = self._clock()
-        if self._live.subscribers:
+        if self._live.followed:
             newest = max(row.time_ms for row in rows)
             for instance_id, count in points:
                 about = {"instance_id": instance_id, "agent_id": agent_id}

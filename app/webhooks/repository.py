@@ -20,11 +20,13 @@ async def all_endpoints(session: AsyncSession) -> list[WebhookEndpointRow]:
     return list((await session.scalars(select(WebhookEndpointRow).order_by(WebhookEndpointRow.name))).all())
 
 
-async def counts(session: AsyncSession) -> dict[tuple[str, str], int]:
-    """How many deliveries of each endpoint and status there are."""
-    statement = select(WebhookDeliveryRow.endpoint_id, WebhookDeliveryRow.status, func.count()).group_by(
-        WebhookDeliveryRow.endpoint_id, WebhookDeliveryRow.status
-    )
+async def counts(session: AsyncSession, endpoint_id: str | None = None) -> dict[tuple[str, str], int]:
+    """How many deliveries of each endpoint, or of one, are pending or dead; what was delivered is not counted."""
+    table = WebhookDeliveryRow
+    statement = select(table.endpoint_id, table.status, func.count()).where(table.status.in_((PENDING, DEAD)))
+    if endpoint_id is not None:
+        statement = statement.where(table.endpoint_id == endpoint_id)
+    statement = statement.group_by(table.status, table.endpoint_id)
     return {(endpoint, status): count for endpoint, status, count in (await session.execute(statement)).all()}
 
 

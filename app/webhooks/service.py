@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -246,13 +247,14 @@ class WebhookService:
         await self._change(endpoint_id, values, actor, "webhook.rotate", {}, after)
         return NewWebhookView(**(await self.get(endpoint_id)).model_dump(), secret=secret)
 
-    async def delete(self, endpoint_id: str, actor: Actor) -> None:
+    async def delete(self, endpoint_id: str, actor: Actor, version: int | None = None) -> None:
         """Delete an endpoint with its deliveries.
 
         Raises:
             NotFoundError: no such endpoint.
+            PreconditionFailedError: it is not at ``version`` any more.
         """
-        endpoint = self._endpoint(endpoint_id, None)
+        endpoint = self._endpoint(endpoint_id, version)
         async with self._database.write() as session:
             await repository.delete_endpoint(session, endpoint_id)
             target = Target("webhook", endpoint_id, endpoint.name)
@@ -318,7 +320,7 @@ class WebhookService:
         """
         endpoint = self._endpoint(endpoint_id, None)
         async with self._database.read() as session:
-            counts = await repository.counts(session)
+            counts = await repository.counts(session, endpoint_id)
         return self._view(endpoint, counts)
 
     async def list_deliveries(
@@ -416,6 +418,7 @@ class WebhookService:
             id=endpoint.id,
             name=endpoint.name,
             url=shown_url(endpoint.url, endpoint.template),
+            url_sha256=hashlib.sha256(endpoint.url.encode()).hexdigest(),
             template=endpoint.template,
             filters=endpoint.filters,
             enabled=endpoint.enabled,

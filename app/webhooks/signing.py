@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from app.errors import StartupError, StorageError
 
@@ -44,10 +46,25 @@ def signature_header(keys: Sequence[str], message_id: str, timestamp: int, body:
 
 
 class SecretBox:
-    """Encrypts and decrypts secrets' texts."""
+    """Encrypts and decrypts texts that the database keeps and nobody shall read there.
 
-    def __init__(self, key: bytes) -> None:
+    This one is for webhooks' secrets; others are :meth:`derived` from it.
+    """
+
+    def __init__(self, key: bytes, content: str = "a webhook's secret") -> None:
         self._fernet = Fernet(key)
+        self._key = key
+        self._content = content
+
+    def derived(self, purpose: str, content: str) -> SecretBox:
+        """A box with a key of its own that comes from this one's.
+
+        Args:
+            purpose: what the key is for; each has another key.
+            content: what is kept in the box, for the error that it cannot be decrypted.
+        """
+        derivation = HKDF(hashes.SHA256(), 32, salt=None, info=f"incident-rca {purpose}".encode())
+        return SecretBox(base64.urlsafe_b64encode(derivation.derive(base64.urlsafe_b64decode(self._key))), content)
 
     @classmethod
     def open(cls, data_dir: Path) -> SecretBox:
@@ -84,4 +101,4 @@ class SecretBox:
         try:
             return self._fernet.decrypt(sealed).decode()
         except InvalidToken as exc:
-            raise StorageError(f"a webhook's secret cannot be decrypted: {KEY_FILE} is not the key that it was encrypted under") from exc
+            raise StorageError(f"{self._content} cannot be decrypted: {KEY_FILE} is not the key that it was encrypted under") from exc

@@ -25,10 +25,11 @@ class WebhookView(BaseModel):
 
     id: str
     name: str
-    url: str
+    url: str = Field(description="Where deliveries go; of a Slack webhook only the beginning, for its path is a secret.")
+    url_sha256: str = Field(description="SHA-256 of the whole URL, in hexadecimal: tells whether it is the one that somebody knows.")
     template: TemplateName
     filters: WebhookFilters
-    enabled: bool
+    enabled: bool = Field(description="Whether events are delivered to it at all.")
     circuit: str = Field(description="closed: deliveries go out; open: the endpoint is left alone; half-open: one is tried.")
     failures: int = Field(description="Failed tries in a row.")
     open_until: datetime | None = Field(description="Until when the endpoint is left alone.")
@@ -52,8 +53,8 @@ class AttemptView(BaseModel):
     time: datetime
     status_code: int | None = Field(description="The receiver's answer; null when there was none.")
     error: str = Field(description="Empty when the receiver took it.")
-    latency_ms: float
-    request_headers: dict[str, str]
+    latency_ms: float = Field(description="Milliseconds from the request to the answer, or to giving up.")
+    request_headers: dict[str, str] = Field(description="Headers that were sent; of the signature only its version.")
     response_body: str = Field(description="The first 4 KiB of the answer.")
 
 
@@ -65,11 +66,11 @@ class DeliveryView(BaseModel):
     event_id: str
     event_type: str
     status: DeliveryStatus
-    attempts: int
+    attempts: int = Field(description="Tries so far.")
     replay: int = Field(description="How often the event has been replayed to this endpoint; 0 for its first delivery.")
     created_at: datetime
     next_attempt_at: datetime | None = Field(description="When it is tried (again); null when it is done.")
-    finished_at: datetime | None
+    finished_at: datetime | None = Field(description="When it was delivered or given up; null while it is pending.")
     last_status_code: int | None = None
     last_error: str = ""
     last_latency_ms: float | None = None
@@ -78,5 +79,5 @@ class DeliveryView(BaseModel):
 class DeliveryDetailView(DeliveryView):
     """A delivery with its message and every try."""
 
-    message: dict[str, Any]
-    tries: list[AttemptView]
+    message: dict[str, Any] = Field(description="The event as it is delivered, before the template shapes it.")
+    tries: list[AttemptView] = Field(description="Every try, in the order in which they were made.")

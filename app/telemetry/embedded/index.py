@@ -319,7 +319,8 @@ class SeriesIndex:
         """A series' labels, unit and kind."""
         with self._lock:
             pairs = self._forward[self._starts[series] : self._starts[series + 1]]
-            labels: Mapping[str, str] = {self._pair_names[p]: self._pair_values[p] for p in pairs}
+            names, values = map(self._pair_names.__getitem__, pairs), map(self._pair_values.__getitem__, pairs)
+            labels: Mapping[str, str] = dict(zip(names, values, strict=True))  # a page of a large cluster asks for twenty thousand
             return labels, *self._trait_list[self._trait_of[series]]
 
     def label_names(self, ids: Ids) -> list[str]:

@@ -61,6 +61,9 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("events", schema=None) as batch_op:
         batch_op.create_index("ix_events_agent_time", ["agent_id", "time_unix_nano"], unique=False)
+        batch_op.create_index("ix_events_environment_time", ["environment_name", "time_unix_nano"], unique=False)
+        severe = {"sqlite_where": sa.text("severity >= 17"), "postgresql_where": sa.text("severity >= 17")}
+        batch_op.create_index("ix_events_errors", ["time_unix_nano", "id"], unique=False, **severe)
         batch_op.create_index("ix_events_instance_time", ["instance_id", "time_unix_nano"], unique=False)
         batch_op.create_index("ix_events_name_time", ["name", "time_unix_nano"], unique=False)
         batch_op.create_index("ix_events_time", ["time_unix_nano", "id"], unique=False)
@@ -158,6 +161,8 @@ def downgrade() -> None:
         batch_op.drop_index("ix_events_time")
         batch_op.drop_index("ix_events_name_time")
         batch_op.drop_index("ix_events_instance_time")
+        batch_op.drop_index("ix_events_errors")
+        batch_op.drop_index("ix_events_environment_time")
         batch_op.drop_index("ix_events_agent_time")
 
     op.drop_table("events")

@@ -75,13 +75,27 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("name", sa.String(length=255), nullable=True))
         batch_op.add_column(sa.Column("role", sa.String(length=16), nullable=True))
         batch_op.add_column(sa.Column("environments", _JSON, nullable=True))
+        batch_op.add_column(sa.Column("kind", sa.String(length=8), nullable=False, server_default="key"))
+        batch_op.add_column(sa.Column("client_address", sa.String(length=64), nullable=False, server_default=""))
+        batch_op.add_column(sa.Column("user_agent", sa.String(length=255), nullable=False, server_default=""))
         batch_op.alter_column("api_key_id", existing_type=sa.VARCHAR(length=36), nullable=True)
+
+    with op.batch_alter_table("instances", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("token_id", sa.String(length=36), nullable=True))
+        batch_op.create_index(batch_op.f("ix_instances_token_id"), ["token_id"], unique=False)
 
 
 def downgrade() -> None:
     """Take back."""
+    with op.batch_alter_table("instances", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_instances_token_id"))
+        batch_op.drop_column("token_id")
+
     with op.batch_alter_table("browser_sessions", schema=None) as batch_op:
         batch_op.alter_column("api_key_id", existing_type=sa.VARCHAR(length=36), nullable=False)
+        batch_op.drop_column("user_agent")
+        batch_op.drop_column("client_address")
+        batch_op.drop_column("kind")
         batch_op.drop_column("environments")
         batch_op.drop_column("role")
         batch_op.drop_column("name")

@@ -57,6 +57,10 @@ def upgrade() -> None:
     with op.batch_alter_table("webhook_deliveries", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_webhook_deliveries_created_at"), ["created_at"], unique=False)
         batch_op.create_index("ix_webhook_deliveries_due", ["status", "next_attempt_at"], unique=False)
+        batch_op.create_index("ix_webhook_deliveries_event", ["event_id"], unique=False)
+        batch_op.create_index("ix_webhook_deliveries_log", ["endpoint_id", "sequence", "id"], unique=False)
+        batch_op.create_index("ix_webhook_deliveries_log_by_status", ["status", "endpoint_id", "sequence", "id"], unique=False)
+        batch_op.create_index("ix_webhook_deliveries_sequence", ["sequence", "id"], unique=False)
         batch_op.create_index("ix_webhook_deliveries_order", ["endpoint_id", "ordering_key", "sequence"], unique=False)
 
     op.create_table(
@@ -86,6 +90,10 @@ def downgrade() -> None:
     op.drop_table("webhook_attempts")
     with op.batch_alter_table("webhook_deliveries", schema=None) as batch_op:
         batch_op.drop_index("ix_webhook_deliveries_order")
+        batch_op.drop_index("ix_webhook_deliveries_sequence")
+        batch_op.drop_index("ix_webhook_deliveries_log_by_status")
+        batch_op.drop_index("ix_webhook_deliveries_log")
+        batch_op.drop_index("ix_webhook_deliveries_event")
         batch_op.drop_index("ix_webhook_deliveries_due")
         batch_op.drop_index(batch_op.f("ix_webhook_deliveries_created_at"))
 
