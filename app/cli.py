@@ -16,7 +16,25 @@ try:
 except ImportError:  # an agent's installation has this command too, for it is one distribution
     sys.exit("incident-rca: the platform is not installed here: pip install 'incident-rca[platform]'")
 
-from app.commands import audit, config, fleet, groups, image, keys, maintenance, release, serve, webhooks
+from app.commands import (
+    apply,
+    audit,
+    bulk,
+    config,
+    events,
+    fleet,
+    groups,
+    image,
+    instances,
+    keys,
+    maintenance,
+    query,
+    release,
+    serve,
+    sign_in,
+    tokens,
+    webhooks,
+)
 from app.commands.output import CommandError, report
 from connectors._version import __version__
 
@@ -31,8 +49,16 @@ app.command("up")(serve.up)
 app.command("serve")(serve.serve)
 app.command("provision")(fleet.provision)
 app.command("types")(fleet.types)
+app.command("apply")(apply.apply)
+app.command("export")(apply.export)
+fleet.agents.command("bulk")(bulk.act_on_many)
 app.add_typer(fleet.agents, name="agents")
+app.add_typer(instances.instances, name="instances")
+app.add_typer(events.events, name="events")
+app.command("query")(query.query)
 app.add_typer(keys.api_keys, name="api-keys")
+app.command("sign-in-link")(sign_in.sign_in_link)
+app.add_typer(tokens.tokens, name="tokens")
 app.add_typer(image.image, name="image")
 app.add_typer(groups.groups, name="groups")
 app.add_typer(config.config, name="config")

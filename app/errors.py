@@ -129,6 +129,19 @@ class ConflictError(PlatformError):
     code = "conflict"
 
 
+class IdempotencyKeyReusedError(PlatformError):
+    """The idempotency key was used for another request."""
+
+    code = "idempotency-key-reused"
+
+
+class RequestInProgressError(PlatformError):
+    """The first request with this idempotency key is still being answered; try again shortly."""
+
+    code = "request-in-progress"
+    retryable = True
+
+
 class PreconditionFailedError(PlatformError):
     """What stands is newer than what the change was made from; read it again."""
 
@@ -165,6 +178,13 @@ class StorageError(PlatformError):
     """The platform's storage failed; try again later."""
 
     code = "storage-failed"
+    retryable = True
+
+
+class IdentityProviderError(PlatformError):
+    """The OpenID provider does not answer as it should; try again later."""
+
+    code = "identity-provider-failed"
     retryable = True
 
 
@@ -207,12 +227,15 @@ ERRORS: Mapping[str, Treatment] = {
     "not-found": Treatment(404, "Not found"),
     "method-not-allowed": Treatment(405, "Method not allowed"),
     "conflict": Treatment(409, "Conflict"),
+    "idempotency-key-reused": Treatment(422, "Idempotency key reused", logging.WARNING),
+    "request-in-progress": Treatment(409, "Request in progress"),
     "precondition-failed": Treatment(412, "Precondition failed"),
     "unsupported-query": Treatment(422, "Unsupported query"),
     "query-too-large": Treatment(422, "Query too large", logging.WARNING),
     "too-many-requests": Treatment(429, "Too many requests", logging.WARNING),
     "overloaded": Treatment(503, "Overloaded", logging.WARNING),
     "storage-failed": Treatment(503, "Storage failed", logging.ERROR),
+    "identity-provider-failed": Treatment(502, "Sign-in service failed", logging.WARNING),
     "release-refused": Treatment(409, "Release refused", logging.WARNING),
     "startup-failed": Treatment(500, "Cannot start", logging.CRITICAL),
     "internal-error": Treatment(500, "Internal error", logging.ERROR),

@@ -8,6 +8,9 @@ from typing import Any
 
 import structlog
 
+LINK_PATH = "/sign-in/link/"
+"""Where a one-time sign-in link leads: the token follows, which is a secret until it has been used."""
+
 
 def _without_colour(_logger: Any, _method: str, record: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Drop uvicorn's second, coloured copy of its message."""
@@ -42,3 +45,8 @@ def configure_logging(level: str, log_format: str) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers[:] = []
         logging.getLogger(name).propagate = True
+
+
+def loggable(path: str) -> str:
+    """A request's path as logs may hold it: without the token of a one-time sign-in link."""
+    return LINK_PATH + "…" if path.startswith(LINK_PATH) else path

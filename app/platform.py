@@ -11,13 +11,17 @@ from app.errors import ForbiddenError, NotFoundError
 
 if TYPE_CHECKING:
     from app.audit.service import AuditService
+    from app.auth.oidc import OidcProvider
     from app.auth.service import AuthService
     from app.background import Jobs
     from app.db.session import Database
     from app.events.service import EventService
     from app.events.stream import LiveStream
+    from app.fleet.saved_views import SavedViews
     from app.fleet.service import FleetService
+    from app.groups.bulk import BulkService
     from app.groups.service import GroupService
+    from app.idempotency import IdempotencyStore
     from app.releases.service import PackageService
     from app.settings import Settings
     from app.telemetry.clusters import ClusterService
@@ -43,9 +47,13 @@ class Platform:
     clusters: ClusterService
     webhooks: WebhookService
     groups: GroupService
+    bulk: BulkService
+    saved_views: SavedViews
     live: LiveStream
     jobs: Jobs
     packages: PackageService
+    idempotency: IdempotencyStore
+    oidc: OidcProvider | None = None
 
     def check_visible(self, identity: Identity, scope: Mapping[str, Any]) -> None:
         """Do nothing, or refuse a request of somebody whose role holds in some environments only.

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import ipaddress
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+RoleName = Literal["viewer", "operator", "admin"]
+
+
+class GrantedRole(BaseModel):
+    """What one value of the OpenID provider's role claim grants: a role, in the environments whose names meet a pattern."""
+
+    model_config = {"extra": "forbid", "frozen": True}
+
+    role: RoleName
+    environments: Annotated[list[Annotated[str, Field(min_length=1, max_length=63)]], Field(min_length=1)] = ["*"]
 
 
 class Settings(BaseSettings):
@@ -65,11 +77,59 @@ class Settings(BaseSettings):
     query_timeout: Annotated[float, Field(gt=0, le=600)] = Field(30.0, description="Time that one query may take.")
     query_max_samples: Annotated[int, Field(ge=1000)] = Field(50_000_000, description="Samples that one query may touch.")
 
+    oidc_issuer: str = Field(
+        "", description="URL of the OpenID provider that people may sign in through, as the provider spells it; empty for none."
+    )
+    oidc_client_id: str = Field("", validate_default=True, description="The platform's client id at the OpenID provider.")
+    oidc_client_secret: SecretStr = Field(SecretStr(""), description="The platform's secret there; empty for a public client.")
+    oidc_scopes: str = Field("openid profile email", description="Scopes that are asked for, openid among them.")
+    oidc_role_claim: str = Field(
+        "groups", description="Claim whose values IRCA_OIDC_ROLES names; dots lead into objects, such as realm_access.roles."
+    )
+    oidc_roles: dict[str, GrantedRole] = Field(
+        {},
+        description="JSON: what each value of the claim grants, such as "
+        '{"sre": {"role": "operator", "environments": ["prod-*"]}, "platform": {"role": "admin"}}.',
+    )
+    oidc_default_role: Literal["", "viewer", "operator", "admin"] = Field(
+        "", description="Role, in every environment, of users to whom IRCA_OIDC_ROLES grants nothing; empty refuses them."
+    )
+    oidc_name: str = Field("", max_length=60, description="The provider's name on the sign-in page; empty means its host name.")
+    oidc_session_lifetime: Annotated[float, Field(ge=300, le=604_800)] = Field(
+        43_200.0, description="Life of the browser session of a user of the provider."
+    )
+
     @field_validator("webhook_allowed_networks")
     @classmethod
     def _networks(cls, text: str) -> str:
         for word in text.replace(",", " ").split():
             ipaddress.ip_network(word, strict=False)
+        return text
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, text: str) -> str:
+        if not text:
+            return text
+        parts = urllib.parse.urlsplit(text)
+        if not parts.hostname or parts.query or parts.fragment or parts.username:
+            raise ValueError("must be a URL such as https://login.example.com/realms/staff")
+        if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
+            raise ValueError("must begin with https://: what the provider says of people must not be forged on the way")
+        return text
+
+    @field_validator("oidc_client_id")
+    @classmethod
+    def _client_id(cls, text: str, info: ValidationInfo) -> str:
+        if info.data.get("oidc_issuer") and not text:
+            raise ValueError("is needed beside IRCA_OIDC_ISSUER")
+        return text
+
+    @field_validator("oidc_scopes")
+    @classmethod
+    def _scopes(cls, text: str) -> str:
+        if "openid" not in text.split():
+            raise ValueError("must name the scope openid")
         return text
 
     def resolved_public_url(self, port: int | None = None) -> str:
@@ -88,3 +148,10 @@ class Settings(BaseSettings):
             if url.startswith(plain):
                 return "postgresql+psycopg://" + url.removeprefix(plain)
         return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from app.api import cluster_routes, container_routes, event_routes, host_routes, live_routes
+from app.audit.service import AuditService
 from app.auth.service import AuthService
 from app.db.session import Database
 from app.errors import NotFoundError, PlatformError, Problem, StorageError
@@ -25,6 +26,8 @@ from app.events.service import EventService
 from app.events.stream import LiveStream
 from app.events.views import Page
 from app.fleet.funnel import FunnelView, ToldStep, funnel
+from app.fleet.listing import AgentFilter
+from app.fleet.saved_views import SavedViews
 from app.fleet.views import (
     AgentView,
     ClusterView,
@@ -197,6 +200,9 @@ class FakeFleet:
             awaited_total=len(awaited),
         )
 
+    def count_agents(self, wanted: AgentFilter) -> int:
+        return sum(wanted.status in (None, a.status) for a in self.agents)
+
     def environment_names(self, _sees: Any) -> set[str]:
         return {a.environment_name for a in self.agents}
 
@@ -353,12 +359,14 @@ class PagePlatform:
         self.live = LiveStream()
         self.events = EventService(self.database, self.live)
         self.auth = AuthService(self.database, time.time)
+        self.oidc = None
         self.fleet = FakeFleet(make_agents(now) if agents is None else agents)
         self.metrics = FakeMetrics()
         self.containers = ContainerService(QueryEngine(self.metrics), self.events, allowance=Allowance(30.0, 1_000_000), clock=time.time)
         self.hosts = HostService(QueryEngine(self.metrics), allowance=Allowance(30.0, 1_000_000), clock=time.time)
         self.clusters = ClusterService(self.metrics, max_samples=50_000_000, clock=time.time)
         self.prometheus = FakePrometheus()
+        self.saved_views = SavedViews(self.database, AuditService(self.database, time.time), time.time)
 
     def check_visible(self, _identity: Any, _scope: Any) -> None:
         """Everybody sees everything here."""

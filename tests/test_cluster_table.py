@@ -12,6 +12,7 @@ import pytest
 from opamp_client import OpampAgent
 from test_enrolment import enrolled, exchange, provision
 
+from app.db.models import EnrolmentTokenRow
 from app.errors import NotFoundError, QueryTooLargeError
 from app.fleet.views import Status
 from app.main import _tell_nodes
@@ -445,9 +446,9 @@ async def test_a_cluster_stays_known_by_its_last_pod_when_all_are_archived(parts
 async def test_where_an_agent_has_pods_in_two_clusters_their_series_are_told_apart_by_pod(parts):
     token = await provision(parts, agent_type="kubernetes")
     [agent] = (await parts.fleet.list_agents()).items
-    ((row, _),) = await parts.fleet.list_tokens(agent.id)
+    [row] = (await parts.fleet.tokens.of_agent(agent.id)).items
     async with parts.database.write() as session:
-        (await session.get(type(row), row.id)).max_uses = 2
+        (await session.get(EnrolmentTokenRow, row.id)).max_uses = 2
     parts.fleet.enrolment._tokens.clear()
     _, one = await _joined(parts, token, "agent-1", "cluster-1")
     await _joined(parts, token, "agent-2", "cluster-2")

@@ -4,6 +4,7 @@ import uuid
 
 import pytest
 from opamp_client import OpampAgent, credential_in
+from sqlalchemy import text
 
 from app.errors import MalformedBodyError, NotFoundError, TokenExpiredError, TokenRevokedError, TokenUnknownError, TokenUsedUpError
 from app.fleet.views import Status
@@ -33,9 +34,10 @@ async def test_a_token_names_its_environment_and_is_kept_only_as_a_digest(parts)
     token = await provision(parts, "prod-cluster")
     assert token.startswith("agent_prod-cluster_")
     agent = (await parts.fleet.list_agents()).items[0]
-    ((row, uses),) = await parts.fleet.list_tokens(agent.id)
-    assert uses == 0
-    assert token not in repr(vars(row))
+    [row] = (await parts.fleet.tokens.of_agent(agent.id)).items
+    assert row.uses == 0
+    async with parts.database.read() as session:
+        assert token not in repr((await session.execute(text("SELECT * FROM enrolment_tokens"))).all())
     assert token.startswith(row.prefix)
     assert len(token) - len(row.prefix) >= 28
 
@@ -116,7 +118,7 @@ async def test_refusals_tell_unknown_expired_and_revoked_apart(parts):
         await exchange(parts, "agent_prod_nonsense", OpampAgent(), full=True)
     revoked, expired = await provision(parts, "a"), await provision(parts, "b")
     agents = (await parts.fleet.list_agents()).items
-    ((row, _),) = await parts.fleet.list_tokens(next(a.id for a in agents if a.environment_name == "a"))
+    [row] = (await parts.fleet.tokens.of_agent(next(a.id for a in agents if a.environment_name == "a"))).items
     await parts.fleet.enrolment.revoke_token(row.id)
     with pytest.raises(TokenRevokedError):
         await exchange(parts, revoked, OpampAgent(), full=True)

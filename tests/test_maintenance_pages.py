@@ -173,11 +173,11 @@ def command(client, monkeypatch, capsys):
 
     def request(self, method, path, **kwargs):
         response = client.request(method, path, **kwargs)
-        from app.commands.client import _problem, explain
+        from app.commands.client import explain
 
         if response.is_success:
             return response.json() if response.content else None
-        raise explain(response.status_code, _problem(response), self.url)
+        raise explain(response.status_code, response.json(), self.url)
 
     monkeypatch.setattr(PlatformClient, "_request", request)
 

@@ -178,7 +178,7 @@ def test_keys_are_created_listed_and_revoked(client):
 
 def test_a_browser_session_may_change_things_only_from_our_own_pages(client):
     token, _ = client.portal.call(client.app.state.platform.auth.open_session, KEY)
-    browser = {"authorization": "", "cookie": f"irca_session={token}"}
+    browser = {"authorization": "", "cookie": f"__Host-irca_session={token}"}
     body = {"agent_type": "server", "environment_name": "e"}
     assert client.get("/api/v1/agents", headers=browser).status_code == 200
     foreign = client.post("/api/v1/agent/provision", json=body, headers=browser | {"origin": "https://evil.example.com"})

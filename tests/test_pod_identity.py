@@ -360,8 +360,8 @@ async def test_revocation_ends_a_kubernetes_token_for_its_own_cluster_too(parts)
     token = await provision(parts, agent_type="kubernetes")
     await enrolled(parts, token, _pod("agent-1"))
     [agent] = (await parts.fleet.list_agents()).items
-    ((row, uses),) = await parts.fleet.list_tokens(agent.id)
-    assert uses == 1
+    [row] = (await parts.fleet.tokens.of_agent(agent.id)).items
+    assert row.uses == 1
     await parts.fleet.enrolment.revoke_token(row.id)
     with pytest.raises(TokenRevokedError):
         await exchange(parts, token, _pod("agent-2"), full=True)

@@ -106,6 +106,8 @@ def api_page() -> str:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             text = (operation.get("description") or operation.get("summary") or "").split("\n\n")[0]
+            if any(p["name"] == "Idempotency-Key" for p in operation.get("parameters", ())):
+                text += " Takes an `Idempotency-Key`."
             rows.append([f"`{method.upper()} {path}`", text, _parameters(operation)])
     hot = [
         ["`POST /v1/metrics`", "OTLP/HTTP metrics, protobuf or JSON, with an enrolment token or a credential.", ""],
@@ -114,7 +116,8 @@ def api_page() -> str:
     ]
     return (
         "# HTTP interface\n\nAPI keys travel as `Authorization: Bearer <key>`. Lists answer `{items, next_cursor}`. "
-        "The OpenAPI document is at `/openapi.json`.\n\n" + table(["endpoint", "what it does", "query"], rows + hot)
+        "The OpenAPI document is at `/openapi.json`. How to create once, change safely, follow and resume: "
+        "[use the API](../how-to/use-the-api.md).\n\n" + table(["endpoint", "what it does", "query"], rows + hot)
     )
 
 

@@ -10,7 +10,7 @@ import os
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import FileResponse
 
 from app.api.dependencies import PlatformDependency
@@ -25,7 +25,9 @@ _MADE_BY = {CONTEXT_FILE: CONTEXT_COMMAND, IMAGE_FILE: BUILD_COMMAND}
 @router.get(ARTEFACT_PATH + "/{name}", response_class=FileResponse)
 @router.head(ARTEFACT_PATH + "/{name}", include_in_schema=False)
 async def docker_artefact(
-    name: str, platform: PlatformDependency, if_none_match: Annotated[str, Header(include_in_schema=False)] = ""
+    name: Annotated[str, Path(description="context.tar.gz or image.tar.gz; each also with .sha256 behind it.")],
+    platform: PlatformDependency,
+    if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """The docker agent's ``context.tar.gz`` or ``image.tar.gz``, or its ``.sha256``; needs no key, answers ranges and validators.
 

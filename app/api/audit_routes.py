@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import Cursor, IdentityDependency, Limit, PlatformDependency, require
+from app.api.parameters import OfEnvironment
 from app.audit.service import AuditFilter, AuditService
 from app.audit.views import AuditEntry
 from app.auth.service import Role
@@ -36,9 +37,9 @@ def audit_filter(  # noqa: PLR0913, PLR0917 - one parameter for each filter of t
     actor_id: Annotated[str | None, Query(description="Id of the API key, or subject of the user.")] = None,
     action: Annotated[str | None, Query(description="Such as webhook.update.")] = None,
     target_kind: Annotated[str | None, Query(description="Such as agent, token or webhook.")] = None,
-    target_id: str | None = None,
-    environment_name: str | None = None,
-    outcome: Literal["done", "refused"] | None = None,
+    target_id: Annotated[str | None, Query(description="Id of what was acted upon.")] = None,
+    environment_name: OfEnvironment = None,
+    outcome: Annotated[Literal["done", "refused"] | None, Query(description="Only acts that were done, or that were refused.")] = None,
     search: Annotated[str, Query(max_length=200, description="Looks in names, ids, addresses and reasons.")] = "",
     start: Annotated[datetime | None, Query(description="Entries since then.")] = None,
     end: Annotated[datetime | None, Query(description="Entries before then.")] = None,
@@ -48,6 +49,7 @@ def audit_filter(  # noqa: PLR0913, PLR0917 - one parameter for each filter of t
 
 
 Wanted = Annotated[AuditFilter, Depends(audit_filter)]
+ExportFormat = Annotated[Literal["ndjson", "csv"], Query(description="One JSON object a line, or CSV after a line of names.")]
 
 
 @router.get("/audit")
@@ -61,7 +63,7 @@ async def list_audit(platform: PlatformDependency, wanted: Wanted, cursor: Curso
     response_class=StreamingResponse,
     responses={200: {"content": {"application/x-ndjson": {}, "text/csv": {}}, "description": "Every entry that meets the filter."}},
 )
-async def export_audit(platform: PlatformDependency, wanted: Wanted, format: Literal["ndjson", "csv"] = "ndjson") -> StreamingResponse:  # noqa: A002 - the parameter's name in the URL
+async def export_audit(platform: PlatformDependency, wanted: Wanted, format: ExportFormat = "ndjson") -> StreamingResponse:  # noqa: A002 - the parameter's name in the URL
     """Every entry that meets the filter, newest first: one JSON object a line, or CSV with the JSON of states in a cell."""
     first = await platform.audit.list_entries(wanted, None, 1)  # a filter that cannot be used is refused before anything is sent
     lines = ndjson_lines if format == "ndjson" else csv_lines

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import anyio.to_thread
 import yaml
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from app.api.chart_repository import ChartRepository
 from app.api.dependencies import PlatformDependency
@@ -24,6 +24,7 @@ from connectors.kubernetes.manifests import manifests
 
 router = APIRouter(prefix=CHARTS_PATH, tags=["charts"])
 
+PackageFile = Annotated[str, Path(description="Name of a chart's package, <name>-<version>.tgz, or with .prov behind it.")]
 IfNoneMatch = Annotated[str, Header(include_in_schema=False)]
 _ASK_EACH_TIME = "no-cache"
 _NEVER_CHANGES = "public, max-age=31536000, immutable"
@@ -72,7 +73,7 @@ async def rendered(
 
 @router.get("/{file}", response_class=Response)
 @router.head("/{file}", include_in_schema=False)
-async def package(file: str, request: Request, platform: PlatformDependency, if_none_match: IfNoneMatch = "") -> Response:
+async def package(file: PackageFile, request: Request, platform: PlatformDependency, if_none_match: IfNoneMatch = "") -> Response:
     """A chart's package ``<name>-<version>.tgz``, or its provenance ``….tgz.prov`` where it is signed; needs no key.
 
     Raises:

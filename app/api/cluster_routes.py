@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 
 from app.api.dependencies import Cursor, IdentityDependency, Limit, PlatformDependency, require
+from app.api.parameters import ClusterUid
 from app.auth.service import Identity, Role
 from app.events.views import Item, Page
 from app.fleet.views import ClusterView
@@ -54,7 +55,7 @@ async def list_clusters(
 
 @router.get("/clusters/{uid}")
 @environment_aware
-async def get_cluster(uid: str, platform: PlatformDependency, identity: IdentityDependency) -> ClusterView:
+async def get_cluster(uid: ClusterUid, platform: PlatformDependency, identity: IdentityDependency) -> ClusterView:
     """One cluster, by the UID of its namespace kube-system."""
     return await platform.fleet.get_cluster(uid, identity.sees)
 
@@ -62,7 +63,7 @@ async def get_cluster(uid: str, platform: PlatformDependency, identity: Identity
 @router.get("/clusters/{uid}/nodes")
 @environment_aware
 async def list_nodes(  # noqa: PLR0913, PLR0917 - one argument for each filter
-    uid: str,
+    uid: ClusterUid,
     platform: PlatformDependency,
     identity: IdentityDependency,
     cursor: Cursor = None,
@@ -82,7 +83,7 @@ async def list_nodes(  # noqa: PLR0913, PLR0917 - one argument for each filter
 @router.get("/clusters/{uid}/namespaces")
 @environment_aware
 async def list_namespaces(  # noqa: PLR0913, PLR0917 - one argument for each filter
-    uid: str,
+    uid: ClusterUid,
     platform: PlatformDependency,
     identity: IdentityDependency,
     cursor: Cursor = None,
@@ -102,7 +103,7 @@ async def list_namespaces(  # noqa: PLR0913, PLR0917 - one argument for each fil
 @router.get("/clusters/{uid}/workloads")
 @environment_aware
 async def list_workloads(  # noqa: PLR0913, PLR0917 - one argument for each filter
-    uid: str,
+    uid: ClusterUid,
     platform: PlatformDependency,
     identity: IdentityDependency,
     cursor: Cursor = None,
@@ -127,7 +128,7 @@ async def list_workloads(  # noqa: PLR0913, PLR0917 - one argument for each filt
 @router.get("/clusters/{uid}/pods")
 @environment_aware
 async def list_pods(  # noqa: PLR0913, PLR0917 - one argument for each filter
-    uid: str,
+    uid: ClusterUid,
     platform: PlatformDependency,
     identity: IdentityDependency,
     cursor: Cursor = None,

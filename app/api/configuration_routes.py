@@ -9,12 +9,12 @@ from pydantic import BaseModel, Field
 
 from app.api.dependencies import ActorDependency, Cursor, IdentityDependency, Limit, PlatformDependency, require, version_of
 from app.api.group_routes import IfMatch, everywhere
+from app.api.parameters import AgentId, GroupId, InConfigStatus, InstanceId
 from app.auth.service import Role
 from app.errors import FieldError, InvalidRequestError, NotFoundError
 from app.events.views import Page
 from app.fleet.views import AgentView
 from app.groups.service import Scope
-from app.groups.standing import ConfigStatus
 from app.groups.views import (
     BulkView,
     ConfigurationChangeView,
@@ -52,7 +52,7 @@ class ConfigurationRequest(BaseModel):
 class RevertRequest(BaseModel):
     """Where to go back to."""
 
-    model_config = {"extra": "forbid"}
+    model_config = {"extra": "forbid", "json_schema_extra": {"examples": [{"revision": 3}]}}
 
     revision: Annotated[int, Field(ge=0)] = Field(description="The revision whose content is wanted again; 0 for no configuration.")
 
@@ -81,14 +81,14 @@ class BulkRequest(BaseModel):
 
 
 @router.get("/groups/{group_id}/configuration", dependencies=_everywhere)
-async def get_group_configuration(group_id: str, platform: PlatformDependency, response: Response) -> ConfigurationView:
+async def get_group_configuration(group_id: GroupId, platform: PlatformDependency, response: Response) -> ConfigurationView:
     """The current configuration of a group; the ETag is for changing it."""
     return _tagged(response, await platform.groups.configuration(Scope("group", group_id)))
 
 
 @router.put("/groups/{group_id}/configuration", dependencies=_group_operator)
 async def put_group_configuration(
-    group_id: str,
+    group_id: GroupId,
     body: ConfigurationRequest,
     platform: PlatformDependency,
     actor: ActorDependency,
@@ -101,14 +101,16 @@ async def put_group_configuration(
 
 
 @router.get("/groups/{group_id}/configuration/revisions", dependencies=_everywhere)
-async def list_group_revisions(group_id: str, platform: PlatformDependency, cursor: Cursor = None, limit: Limit = 50) -> Page[RevisionView]:
+async def list_group_revisions(
+    group_id: GroupId, platform: PlatformDependency, cursor: Cursor = None, limit: Limit = 50
+) -> Page[RevisionView]:
     """The history of a group's configuration, newest first."""
     return await platform.groups.history(Scope("group", group_id), cursor, limit)
 
 
 @router.post("/groups/{group_id}/configuration/revert", dependencies=_group_operator)
 async def revert_group_configuration(
-    group_id: str,
+    group_id: GroupId,
     body: RevertRequest,
     platform: PlatformDependency,
     actor: ActorDependency,
@@ -121,14 +123,14 @@ async def revert_group_configuration(
 
 
 @router.get("/agents/{agent_id}/configuration")
-async def get_agent_configuration(agent_id: str, platform: PlatformDependency, response: Response) -> ConfigurationView:
+async def get_agent_configuration(agent_id: AgentId, platform: PlatformDependency, response: Response) -> ConfigurationView:
     """The agent's own configuration, which wins over that of its groups; the ETag is for changing it."""
     return _tagged(response, await platform.groups.configuration(Scope("agent", agent_id)))
 
 
 @router.put("/agents/{agent_id}/configuration", dependencies=_operator)
 async def put_agent_configuration(
-    agent_id: str,
+    agent_id: AgentId,
     body: ConfigurationRequest,
     platform: PlatformDependency,
     actor: ActorDependency,
@@ -141,14 +143,16 @@ async def put_agent_configuration(
 
 
 @router.get("/agents/{agent_id}/configuration/revisions")
-async def list_agent_revisions(agent_id: str, platform: PlatformDependency, cursor: Cursor = None, limit: Limit = 50) -> Page[RevisionView]:
+async def list_agent_revisions(
+    agent_id: AgentId, platform: PlatformDependency, cursor: Cursor = None, limit: Limit = 50
+) -> Page[RevisionView]:
     """The history of an agent's own configuration, newest first."""
     return await platform.groups.history(Scope("agent", agent_id), cursor, limit)
 
 
 @router.get("/agents/{agent_id}/configuration/instances")
 async def list_agent_members(
-    agent_id: str, platform: PlatformDependency, cursor: Cursor = None, limit: Limit = 50, status: ConfigStatus | None = None
+    agent_id: AgentId, platform: PlatformDependency, cursor: Cursor = None, limit: Limit = 50, status: InConfigStatus = None
 ) -> Page[MemberView]:
     """The instances of an agent, and how the configuration that is meant for each fares there."""
     return await platform.groups.list_members(Scope("agent", agent_id), cursor, limit, status=status)
@@ -156,7 +160,7 @@ async def list_agent_members(
 
 @router.post("/agents/{agent_id}/configuration/revert", dependencies=_operator)
 async def revert_agent_configuration(
-    agent_id: str,
+    agent_id: AgentId,
     body: RevertRequest,
     platform: PlatformDependency,
     actor: ActorDependency,
@@ -169,13 +173,13 @@ async def revert_agent_configuration(
 
 
 @router.get("/instances/{instance_id}/configuration")
-async def explain_configuration(instance_id: str, platform: PlatformDependency) -> InstanceConfigurationView:
+async def explain_configuration(instance_id: InstanceId, platform: PlatformDependency) -> InstanceConfigurationView:
     """Every option of an instance with its value, who says so and what that overrides; and how what is meant for it fares."""
     return await platform.groups.explain(instance_id)
 
 
 @router.patch("/agents/{agent_id}", dependencies=_operator)
-async def change_agent(agent_id: str, body: AgentChangeRequest, platform: PlatformDependency, actor: ActorDependency) -> AgentView:
+async def change_agent(agent_id: AgentId, body: AgentChangeRequest, platform: PlatformDependency, actor: ActorDependency) -> AgentView:
     """Change an agent's labels."""
     return await platform.groups.labels.set_labels(agent_id, body.labels, actor)
 

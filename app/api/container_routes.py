@@ -7,20 +7,21 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from app.api.dependencies import Cursor, Limit, PlatformDependency, require
+from app.api.parameters import InContainerState, InstanceId
 from app.auth.service import Role
 from app.events.views import Page
-from app.telemetry.containers import ContainerFilter, ContainerSort, ContainerState, ContainerView, SortOrder, listed, page_of
+from app.telemetry.containers import ContainerFilter, ContainerSort, ContainerView, SortOrder, listed, page_of
 
 router = APIRouter(prefix="/api/v1", tags=["containers"], dependencies=[Depends(require(Role.VIEWER))])
 
 
 @router.get("/instances/{instance_id}/containers")
 async def list_containers(  # noqa: PLR0913, PLR0917 - one argument for each filter
-    instance_id: str,
+    instance_id: InstanceId,
     platform: PlatformDependency,
     cursor: Cursor = None,
     limit: Limit = 50,
-    state: ContainerState | None = None,
+    state: InContainerState = None,
     search: Annotated[str, Query(description="Looks in name, image name and the beginning of the id.")] = "",
     problems_only: Annotated[bool, Query(description="Only containers with something wrong.")] = False,
     sort: Annotated[ContainerSort, Query(description="problem: worst first.")] = ContainerSort.PROBLEM,

@@ -7,8 +7,11 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
 
+from app.api.asgi import bearer, client_address
 from app.audit.records import Actor, ActorKind
-from app.auth.service import SESSION_COOKIE, Identity, Role
+from app.auth.cookies import session_token
+from app.auth.principal import Principal
+from app.auth.service import Identity, Role
 from app.errors import FieldError, ForbiddenError, InvalidRequestError, UnauthenticatedError
 from app.platform import Platform
 
@@ -27,13 +30,25 @@ PlatformDependency = Annotated[Platform, Depends(get_platform)]
 async def get_identity(request: Request, platform: PlatformDependency) -> Identity:
     """Who is asking, by API key (``Authorization: Bearer``) or browser session.
 
-    A browser sends its cookie with whatever page makes it ask, so a session may change things only from our own origin.
-
     Raises:
         UnauthenticatedError: neither is there, or it is not valid.
         ForbiddenError: a session's changing request comes from another origin, or the key is limited to environments and this is not
             of one.
         NotFoundError: it is about an agent or instance in an environment that the key does not see.
+    """
+    identity = await identify(request, platform)
+    platform.check_visible(identity, request.scope)
+    return identity
+
+
+async def identify(request: Request, platform: Platform) -> Identity:
+    """Who is asking, wherever the request goes to; as an actor also in ``request.state``.
+
+    A browser sends its cookie with whatever page makes it ask, so a session may change things only from our own origin.
+
+    Raises:
+        UnauthenticatedError: neither key nor session is there, or it is not valid.
+        ForbiddenError: a session's changing request comes from another origin.
     """
     header = request.headers.get("authorization", "")
     scheme, _, key = header.partition(" ")
@@ -42,7 +57,7 @@ async def get_identity(request: Request, platform: PlatformDependency) -> Identi
             raise UnauthenticatedError("the Authorization header must read: Bearer <API key>")
         identity = platform.auth.verify_key(key.strip())
     else:
-        token = request.cookies.get(SESSION_COOKIE)
+        token = session_token(request)
         session = await platform.auth.session(token) if token else None
         if session is None:
             raise UnauthenticatedError("send an API key: Authorization: Bearer <key>; create one with `incident-rca api-keys create`")
@@ -50,7 +65,6 @@ async def get_identity(request: Request, platform: PlatformDependency) -> Identi
             raise ForbiddenError("a browser session may change things only from the platform's own pages")
         identity = session
     request.state.actor = _actor(request, identity)
-    platform.check_visible(identity, request.scope)
     return identity
 
 
@@ -64,6 +78,25 @@ async def get_actor(request: Request, _identity: IdentityDependency) -> Actor:
 
 
 ActorDependency = Annotated[Actor, Depends(get_actor)]
+
+
+async def get_principal(request: Request, platform: PlatformDependency) -> Principal:
+    """Whose enrolment token or credential the request carries.
+
+    Raises:
+        UnauthenticatedError: none, or one that is not valid.
+        TooManyRequestsError: likewise, and too much was refused from this address.
+    """
+    client = client_address(request.scope)
+    try:
+        text = bearer(request.scope)
+    except UnauthenticatedError as exc:
+        await platform.fleet.enrolment.refuse(exc, "", client)
+        raise
+    return await platform.fleet.principal(text, client)
+
+
+PrincipalDependency = Annotated[Principal, Depends(get_principal)]
 
 
 async def may_provision(request: Request, identity: IdentityDependency) -> None:
@@ -123,4 +156,4 @@ def version_of(if_match: str | None) -> int | None:
 def _actor(request: Request, identity: Identity) -> Actor:
     kind: ActorKind = "api-key" if request.headers.get("authorization") else "session"
     address = request.client.host if request.client else ""
-    return Actor(kind, identity.key_id, identity.name, address, request.headers.get("user-agent", ""))
+    return identity.actor(address, request.headers.get("user-agent", ""), kind=kind)

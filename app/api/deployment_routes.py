@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.api.asgi import BodyLimits, bearer, read_body
-from app.api.dependencies import PlatformDependency, require
+from app.api.asgi import BodyLimits, read_body
+from app.api.dependencies import PlatformDependency, PrincipalDependency, require
+from app.api.parameters import AgentId
 from app.auth.service import Role
 from app.errors import FieldError, InvalidRequestError
 from app.fleet.funnel import DeploymentStep, FunnelView
@@ -23,7 +24,15 @@ BODY_LIMITS = BodyLimits(max_body_bytes=16_384, max_decompressed_bytes=16_384)
 class Progress(BaseModel):
     """What an installer tells. Longer texts are shortened, not refused: they come from a script in trouble."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"step": "installed", "host": "web-01"},
+                {"step": "failed", "host": "web-02", "check": "preflight tools", "reason": "tar is not installed"},
+            ]
+        },
+    )
 
     step: Literal["downloaded", "installed", "failed"]
     host: Annotated[str, Field(max_length=4096, description="Name of the host.")] = ""
@@ -35,9 +44,8 @@ _BODY = {"requestBody": {"required": True, "content": {"application/json": {"sch
 
 
 @open_router.post("/progress", status_code=204, openapi_extra=_BODY)
-async def tell_progress(request: Request, platform: PlatformDependency) -> None:
+async def tell_progress(request: Request, platform: PlatformDependency, principal: PrincipalDependency) -> None:
     """Tell how far the installation of an agent is, or why it failed; with its enrolment token or credential."""
-    principal = await platform.fleet.principal(bearer(request.scope))
     body = await read_body(request.scope, request.receive, BODY_LIMITS)
     try:
         told = Progress.model_validate_json(body)
@@ -56,6 +64,6 @@ async def tell_progress(request: Request, platform: PlatformDependency) -> None:
 
 
 @router.get("/agents/{agent_id}/deployment")
-async def get_deployment(agent_id: str, platform: PlatformDependency) -> FunnelView:
+async def get_deployment(agent_id: AgentId, platform: PlatformDependency) -> FunnelView:
     """How far the agent's deployment command has come: issued, downloaded, installed, enrolled, first metric; and why it stopped."""
     return await platform.fleet.deployment(agent_id)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query
 
 from app.api.dependencies import Cursor, IdentityDependency, Limit, PlatformDependency, require
+from app.api.parameters import EventId, OfAgent, OfEnvironment, OfEventName, OfInstance
 from app.auth.service import Role
 from app.errors import NotFoundError
 from app.events.views import EventView, Page
@@ -25,10 +26,10 @@ async def list_events(  # noqa: PLR0913, PLR0917 - one argument for each filter
     identity: IdentityDependency,
     cursor: Cursor = None,
     limit: Limit = 50,
-    agent_id: str | None = None,
-    instance_id: str | None = None,
-    name: str | None = None,
-    environment_name: str | None = None,
+    agent_id: OfAgent = None,
+    instance_id: OfInstance = None,
+    name: OfEventName = None,
+    environment_name: OfEnvironment = None,
     container_id: Annotated[
         str | None,
         Query(description="Only events whose resource or attributes name this container. A page may then be short and have a next one."),
@@ -55,7 +56,7 @@ async def list_events(  # noqa: PLR0913, PLR0917 - one argument for each filter
 
 @router.get("/events/{event_id}")
 @environment_aware
-async def get_event(event_id: str, platform: PlatformDependency, identity: IdentityDependency) -> EventView:
+async def get_event(event_id: EventId, platform: PlatformDependency, identity: IdentityDependency) -> EventView:
     """One event."""
     event = await platform.events.get_event(event_id)
     if not identity.everywhere and not (event.environment_name and identity.sees(event.environment_name)):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import ActorDependency, Cursor, IdentityDependency, Limit, PlatformDependency, require, version_of
+from app.api.parameters import GroupId, InConfigStatus
 from app.auth.service import Role
 from app.errors import ForbiddenError
 from app.events.views import Page
 from app.groups.selectors import Selector
 from app.groups.service import GroupSpec, Scope
-from app.groups.standing import ConfigStatus
+from app.groups.validation import check_config, types_of
 from app.groups.views import GroupView, MemberView, PreviewView
 
 
@@ -61,11 +62,15 @@ class GroupRequest(BaseModel):
 
 
 class PreviewRequest(BaseModel):
-    """A selector to try."""
+    """A selector to try, and a configuration to check."""
 
-    model_config = {"extra": "forbid"}
+    model_config = {
+        "extra": "forbid",
+        "json_schema_extra": {"examples": [{"selector": {"matchLabels": {"team": "web"}}, "config": {"collect_interval": 30}}]},
+    }
 
     selector: Selector
+    config: dict[str, Any] = Field({}, description="Options that must be valid for the types that the selector can match.")
 
 
 @router.get("/groups")
@@ -87,33 +92,39 @@ async def create_group(body: GroupRequest, platform: PlatformDependency, actor: 
 
 @router.post("/groups/preview")
 async def preview(body: PreviewRequest, platform: PlatformDependency) -> PreviewView:
-    """Whom a selector selects now; changes nothing."""
+    """Whom a selector selects now, and whether a configuration is valid for them; changes nothing."""
+    check_config(body.config, types_of(body.selector))
     return await platform.groups.preview(body.selector)
 
 
 @router.get("/groups/{group_id}")
-async def get_group(group_id: str, platform: PlatformDependency, response: Response) -> GroupView:
+async def get_group(group_id: GroupId, platform: PlatformDependency, response: Response) -> GroupView:
     """One group; the ETag is for changing it."""
     return _tagged(response, await platform.groups.get_group(group_id))
 
 
 @router.put("/groups/{group_id}", dependencies=_operator)
 async def update_group(
-    group_id: str, body: GroupRequest, platform: PlatformDependency, actor: ActorDependency, response: Response, if_match: IfMatch = None
+    group_id: GroupId,
+    body: GroupRequest,
+    platform: PlatformDependency,
+    actor: ActorDependency,
+    response: Response,
+    if_match: IfMatch = None,
 ) -> GroupView:
     """Change a group: its name, whom it selects, its priority."""
     return _tagged(response, await platform.groups.update_group(group_id, body.spec(), actor, version_of(if_match)))
 
 
 @router.delete("/groups/{group_id}", status_code=204, dependencies=_operator)
-async def delete_group(group_id: str, platform: PlatformDependency, actor: ActorDependency, if_match: IfMatch = None) -> None:
+async def delete_group(group_id: GroupId, platform: PlatformDependency, actor: ActorDependency, if_match: IfMatch = None) -> None:
     """Delete a group. Its members give up what it configured."""
     await platform.groups.delete_group(group_id, actor, version_of(if_match))
 
 
 @router.get("/groups/{group_id}/instances")
 async def list_members(
-    group_id: str, platform: PlatformDependency, cursor: Cursor = None, limit: Limit = 50, status: ConfigStatus | None = None
+    group_id: GroupId, platform: PlatformDependency, cursor: Cursor = None, limit: Limit = 50, status: InConfigStatus = None
 ) -> Page[MemberView]:
     """The instances of a group, and how the configuration that is meant for each fares there."""
     return await platform.groups.list_members(Scope("group", group_id), cursor, limit, status=status)

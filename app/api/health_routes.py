@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.api.dependencies import PlatformDependency, require
@@ -21,7 +21,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok", "service": "incident-rca", "version": __version__}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={503: {"description": "Not ready; the checks say why."}})
 async def readyz(platform: PlatformDependency) -> JSONResponse:
     """Whether it can do its work: database, metric store and background jobs, each with its reason when not."""
     checks: dict[str, str] = {}
@@ -36,7 +36,12 @@ async def readyz(platform: PlatformDependency) -> JSONResponse:
     return JSONResponse({"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503)
 
 
-@router.get("/metrics", dependencies=[Depends(require(Role.VIEWER))])
+@router.get(
+    "/metrics",
+    dependencies=[Depends(require(Role.VIEWER))],
+    response_class=PlainTextResponse,
+    responses={200: {"description": "Prometheus' text format."}},
+)
 async def metrics(request: Request, platform: PlatformDependency) -> Response:
     """The platform about itself, in the Prometheus text format."""
     statistics = await platform.metrics.statistics()

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from app.api.dependencies import ActorDependency, PlatformDependency, require
+from app.api.parameters import AgentId, InstanceId
 from app.auth.service import Role
 from app.fleet.timeline import AvailabilityView, HistoryView
 from app.fleet.views import InstanceView
@@ -29,36 +30,38 @@ End = Annotated[
 
 
 @router.get("/instances/{instance_id}/history")
-async def instance_history(instance_id: str, platform: PlatformDependency, start: Start = None, end: End = None) -> HistoryView:
+async def instance_history(instance_id: InstanceId, platform: PlatformDependency, start: Start = None, end: End = None) -> HistoryView:
     """How the status of an instance went over a range, with the reasons."""
     return (await platform.fleet.history.of_instance(instance_id, start, end))[0]
 
 
 @router.get("/instances/{instance_id}/availability")
-async def instance_availability(instance_id: str, platform: PlatformDependency, start: Start = None, end: End = None) -> AvailabilityView:
+async def instance_availability(
+    instance_id: InstanceId, platform: PlatformDependency, start: Start = None, end: End = None
+) -> AvailabilityView:
     """How available an instance was over a range, maintenance left out."""
     return (await platform.fleet.history.of_instance(instance_id, start, end))[1]
 
 
 @router.get("/agents/{agent_id}/history")
-async def agent_history(agent_id: str, platform: PlatformDependency, start: Start = None, end: End = None) -> HistoryView:
+async def agent_history(agent_id: AgentId, platform: PlatformDependency, start: Start = None, end: End = None) -> HistoryView:
     """How the status of an agent, as it follows from its instances', went over a range."""
     return (await platform.fleet.history.of_agent(agent_id, start, end))[0]
 
 
 @router.get("/agents/{agent_id}/availability")
-async def agent_availability(agent_id: str, platform: PlatformDependency, start: Start = None, end: End = None) -> AvailabilityView:
+async def agent_availability(agent_id: AgentId, platform: PlatformDependency, start: Start = None, end: End = None) -> AvailabilityView:
     """How available an agent was over a range, maintenance and replaced pods left out."""
     return (await platform.fleet.history.of_agent(agent_id, start, end))[1]
 
 
 @router.post("/instances/{instance_id}/archive", dependencies=_operator)
-async def archive_instance(instance_id: str, platform: PlatformDependency, actor: ActorDependency) -> InstanceView:
+async def archive_instance(instance_id: InstanceId, platform: PlatformDependency, actor: ActorDependency) -> InstanceView:
     """Archive an instance that is not heard any more. Its credential stays valid: when it is heard again it comes back."""
     return await platform.fleet.archive.put(instance_id, actor)
 
 
 @router.post("/instances/{instance_id}/revive", dependencies=_operator)
-async def revive_instance(instance_id: str, platform: PlatformDependency, actor: ActorDependency) -> InstanceView:
+async def revive_instance(instance_id: InstanceId, platform: PlatformDependency, actor: ActorDependency) -> InstanceView:
     """Take an instance out of the archive."""
     return await platform.fleet.archive.revive(instance_id, actor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 
 from app.api.dependencies import PlatformDependency, require
+from app.api.parameters import InstanceId
 from app.auth.service import Role
 from app.errors import NotFoundError
 from app.telemetry.hosts import HostView
@@ -13,7 +14,7 @@ router = APIRouter(prefix="/api/v1", tags=["hosts"], dependencies=[Depends(requi
 
 
 @router.get("/instances/{instance_id}/host")
-async def get_host(instance_id: str, platform: PlatformDependency) -> HostView:
+async def get_host(instance_id: InstanceId, platform: PlatformDependency) -> HostView:
     """The host that a server agent measures, as of its newest sample: resources, disks, filesystems, network, units, processes.
 
     What it reported before it fell silent stays: see ``sampled_at``. Its changes are events whose names begin with ``irca.host.``.

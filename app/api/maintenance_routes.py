@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import ActorDependency, Cursor, IdentityDependency, Limit, PlatformDependency, require
+from app.api.parameters import WindowId
 from app.auth.service import Role
 from app.events.views import Page
 from app.fleet.maintenance import LONGEST, MaintenanceSelector, MaintenanceView, WindowSpec, WindowState
@@ -61,13 +62,15 @@ async def create_window(
 
 @router.get("/{window_id}")
 @environment_aware
-async def get_window(window_id: str, platform: PlatformDependency, identity: IdentityDependency) -> MaintenanceView:
+async def get_window(window_id: WindowId, platform: PlatformDependency, identity: IdentityDependency) -> MaintenanceView:
     """One window."""
     return platform.fleet.maintenance.get(window_id, identity)
 
 
 @router.post("/{window_id}/end", dependencies=_operator)
 @environment_aware
-async def end_window(window_id: str, platform: PlatformDependency, identity: IdentityDependency, actor: ActorDependency) -> MaintenanceView:
+async def end_window(
+    window_id: WindowId, platform: PlatformDependency, identity: IdentityDependency, actor: ActorDependency
+) -> MaintenanceView:
     """End a window now; one that has not begun is cancelled."""
     return await platform.fleet.maintenance.end(window_id, actor, identity)

@@ -13,6 +13,7 @@ from typing import Annotated, Final
 
 import anyio.to_thread
 from fastapi import APIRouter, Header, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 
 import connectors.server
@@ -47,7 +48,12 @@ IfNoneMatch = Annotated[str, Header(include_in_schema=False)]
 
 @router.get(PACKAGES_PATH + "/{name}", response_class=Response)
 @router.head(PACKAGES_PATH + "/{name}", include_in_schema=False)
-async def current_release(name: str, platform: PlatformDependency, request: Request, if_none_match: IfNoneMatch = "") -> Response:
+async def current_release(
+    name: Annotated[str, PathParameter(description="manifest.json, manifest.json.sig or public-key.pem.")],
+    platform: PlatformDependency,
+    request: Request,
+    if_none_match: IfNoneMatch = "",
+) -> Response:
     """``manifest.json``, ``manifest.json.sig`` (64 bytes, Ed25519) or ``public-key.pem`` of the release that hosts are given; needs no key.
 
     Raises:
@@ -62,7 +68,11 @@ async def current_release(name: str, platform: PlatformDependency, request: Requ
 @router.get(PACKAGES_PATH + "/{version}/{name}", response_class=FileResponse)
 @router.head(PACKAGES_PATH + "/{version}/{name}", include_in_schema=False)
 async def release_file(
-    version: str, name: str, platform: PlatformDependency, request: Request, if_none_match: IfNoneMatch = ""
+    version: Annotated[str, PathParameter(description="Version of the release, such as 1.4.0.")],
+    name: Annotated[str, PathParameter(description="A file that the release's manifest names, or one of its signed manifest.")],
+    platform: PlatformDependency,
+    request: Request,
+    if_none_match: IfNoneMatch = "",
 ) -> Response:
     """A file of the release of that version, or its signed manifest; needs no key, answers ranges and validators.
 
@@ -91,7 +101,12 @@ async def release_file(
 
 @router.get(INSTALL_PATH + "/{name}", response_class=Response)
 @router.head(INSTALL_PATH + "/{name}", include_in_schema=False)
-async def install_script(name: str, platform: PlatformDependency, request: Request, if_none_match: IfNoneMatch = "") -> Response:
+async def install_script(
+    name: Annotated[str, PathParameter(description="linux.sh, macos.sh or windows.ps1; each also with .sha256 behind it.")],
+    platform: PlatformDependency,
+    request: Request,
+    if_none_match: IfNoneMatch = "",
+) -> Response:
     """An install script, with the current version and the public key of its signature filled in, or its ``.sha256``; needs no key.
 
     Raises:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Final
+from typing import Annotated, Final
 
 import anyio.to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from app.api.dependencies import PlatformDependency
 from app.api.package_routes import INSTALL_PATH
@@ -17,6 +17,8 @@ from app.releases.tap import DIRECTORY, INFO_REFS, TapRepository, tap_files
 
 TAP_PATH: Final = f"{INSTALL_PATH}/{DIRECTORY}"
 
+TapPath = Annotated[str, Path(description="Path in the bare git repository, such as info/refs or HEAD.")]
+
 router = APIRouter(tags=["packages"])
 
 _OBJECT = re.compile(r"objects/[0-9a-f]{2}/.*")
@@ -24,7 +26,7 @@ _OBJECT = re.compile(r"objects/[0-9a-f]{2}/.*")
 
 @router.get(TAP_PATH + "/{path:path}", response_class=Response)
 @router.head(TAP_PATH + "/{path:path}", include_in_schema=False)
-async def tap_file(path: str, platform: PlatformDependency, request: Request) -> Response:
+async def tap_file(path: TapPath, platform: PlatformDependency, request: Request) -> Response:
     """A file of the Homebrew tap, which ``brew tap`` clones with git; needs no key.
 
     Raises:

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import ActorDependency, Cursor, IdentityDependency, IfMatch, Limit, PlatformDependency, require, version_of
+from app.api.parameters import DeliveryId, InDeliveryStatus, OfWebhook, WebhookId
 from app.auth.service import Role
 from app.errors import FieldError, ForbiddenError, InvalidRequestError
 from app.events.views import Page
 from app.webhooks.filters import WebhookFilters
 from app.webhooks.payloads import TemplateName
 from app.webhooks.service import EndpointSpec
-from app.webhooks.views import DeliveryDetailView, DeliveryStatus, DeliveryView, NewWebhookView, WebhookView
+from app.webhooks.views import DeliveryDetailView, DeliveryView, NewWebhookView, WebhookView
 
 
 async def everywhere(identity: IdentityDependency) -> None:
@@ -60,7 +61,7 @@ class WebhookRequest(BaseModel):
 class RotationRequest(BaseModel):
     """How a secret is changed."""
 
-    model_config = {"extra": "forbid"}
+    model_config = {"extra": "forbid", "json_schema_extra": {"examples": [{"overlap": 3600}]}}
 
     overlap: Annotated[float, Field(ge=0, le=604_800)] = Field(86_400.0, description="Seconds for which the secret before stays valid.")
 
@@ -68,9 +69,14 @@ class RotationRequest(BaseModel):
 class ReplayRequest(BaseModel):
     """What is delivered again: one delivery, or every dead one."""
 
-    model_config = {"extra": "forbid"}
+    model_config = {
+        "extra": "forbid",
+        "json_schema_extra": {
+            "examples": [{"delivery_id": "6b0f7a52-5d0c-4f3e-8a70-93c8b1d6f2ce"}, {"since": "2026-11-21T22:00:00Z"}],
+        },
+    }
 
-    delivery_id: str | None = None
+    delivery_id: str | None = Field(None, description="The one delivery to repeat; null for every dead one.")
     since: datetime | None = Field(None, description="Of the dead ones, those made since then; null for all.")
 
 
@@ -93,14 +99,14 @@ async def list_webhooks(platform: PlatformDependency) -> Page[WebhookView]:
 
 
 @router.get("/webhooks/{webhook_id}")
-async def get_webhook(webhook_id: str, platform: PlatformDependency, response: Response) -> WebhookView:
+async def get_webhook(webhook_id: WebhookId, platform: PlatformDependency, response: Response) -> WebhookView:
     """One endpoint; the ETag is for changing it."""
     return _tagged(response, await platform.webhooks.get(webhook_id))
 
 
 @router.put("/webhooks/{webhook_id}", dependencies=_admin)
 async def update_webhook(
-    webhook_id: str,
+    webhook_id: WebhookId,
     body: WebhookRequest,
     platform: PlatformDependency,
     actor: ActorDependency,
@@ -112,25 +118,27 @@ async def update_webhook(
 
 
 @router.delete("/webhooks/{webhook_id}", status_code=204, dependencies=_admin)
-async def delete_webhook(webhook_id: str, platform: PlatformDependency, actor: ActorDependency) -> None:
+async def delete_webhook(webhook_id: WebhookId, platform: PlatformDependency, actor: ActorDependency, if_match: IfMatch = None) -> None:
     """Delete an endpoint with its deliveries."""
-    await platform.webhooks.delete(webhook_id, actor)
+    await platform.webhooks.delete(webhook_id, actor, version_of(if_match))
 
 
 @router.post("/webhooks/{webhook_id}/secret", dependencies=_admin)
-async def rotate_secret(webhook_id: str, body: RotationRequest, platform: PlatformDependency, actor: ActorDependency) -> NewWebhookView:
+async def rotate_secret(
+    webhook_id: WebhookId, body: RotationRequest, platform: PlatformDependency, actor: ActorDependency
+) -> NewWebhookView:
     """Change the secret; during the overlap deliveries are signed with both. The new one is in this answer only."""
     return await platform.webhooks.rotate(webhook_id, body.overlap, actor)
 
 
 @router.post("/webhooks/{webhook_id}/test", status_code=202, dependencies=_operator)
-async def send_test(webhook_id: str, platform: PlatformDependency, actor: ActorDependency) -> DeliveryView:
+async def send_test(webhook_id: WebhookId, platform: PlatformDependency, actor: ActorDependency) -> DeliveryView:
     """Send a test event, whatever the filters; look the delivery up to see what came of it."""
     return await platform.webhooks.test(webhook_id, actor)
 
 
 @router.post("/webhooks/{webhook_id}/replay", status_code=202, dependencies=_operator)
-async def replay(webhook_id: str, body: ReplayRequest, platform: PlatformDependency, actor: ActorDependency) -> Replayed:
+async def replay(webhook_id: WebhookId, body: ReplayRequest, platform: PlatformDependency, actor: ActorDependency) -> Replayed:
     """Deliver again, with the same ``webhook-id``: one delivery, or every dead one (10,000 at most)."""
     if body.since is not None and body.since.tzinfo is None:
         raise InvalidRequestError("the request is not valid", errors=[FieldError("since", "must carry its time zone")])
@@ -143,8 +151,8 @@ async def list_deliveries(
     platform: PlatformDependency,
     cursor: Cursor = None,
     limit: Limit = 50,
-    webhook_id: str | None = None,
-    status: DeliveryStatus | None = None,
+    webhook_id: OfWebhook = None,
+    status: InDeliveryStatus = None,
     event_id: Annotated[str | None, Query(description="Deliveries of this event.")] = None,
 ) -> Page[DeliveryView]:
     """The delivery log, newest first."""
@@ -152,7 +160,7 @@ async def list_deliveries(
 
 
 @router.get("/webhook-deliveries/{delivery_id}")
-async def get_delivery(delivery_id: str, platform: PlatformDependency) -> DeliveryDetailView:
+async def get_delivery(delivery_id: DeliveryId, platform: PlatformDependency) -> DeliveryDetailView:
     """One delivery: its message, and request, answer and latency of every try."""
     return await platform.webhooks.get_delivery(delivery_id)
 

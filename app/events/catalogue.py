@@ -79,7 +79,12 @@ ENROLMENT_REFUSED = EventType(
     "irca.enrolment.refused",
     WARN,
     "A token or credential was refused at first contact.",
-    {"irca.refusal": "Code of the reason.", "irca.token.prefix": "Prefix of the token, where it is known.", "client.address": "Who tried."},
+    {
+        "irca.refusal": "Code of the reason.",
+        "irca.token.prefix": "Prefix of the token, where it is known.",
+        "client.address": "Who tried.",
+        "host.name": "What the one that tried calls itself, where it told.",
+    },
 )
 TOKEN_REVOKED = EventType("irca.token.revoked", INFO, "An enrolment token was revoked.", {"irca.token.prefix": "Prefix of the token."})
 CREDENTIAL_REVOKED = EventType("irca.credential.revoked", INFO, "An instance's credential was revoked.", {})

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, insert, or_, select, tuple_
+from sqlalchemy import ColumnElement, delete, insert, literal_column, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import EventRow
+from app.events.event_type import ERROR
 from app.events.records import EventRecord
 
 
@@ -42,6 +43,12 @@ async def newest_first(
     if before is not None:
         statement = statement.where(tuple_(EventRow.time_unix_nano, EventRow.id) < before)
     return list((await session.scalars(statement)).all())
+
+
+def at_least(severity: int) -> list[ColumnElement[bool]]:
+    """That an event is of this severity or a higher one; of errors in the words of their index, too, which a bound value would hide."""
+    found = [EventRow.severity >= severity]
+    return [*found, EventRow.severity >= literal_column(str(ERROR))] if severity >= ERROR else found
 
 
 def names_container(container_id: str | None, container_name: str | None) -> ColumnElement[bool]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import EventRow
@@ -44,6 +44,13 @@ class EventService:
         await repository.insert_one(session, record)
         if self.outbox is not None:
             await self.outbox(session, [record])
+
+    async def add_many(self, session: AsyncSession, records: Sequence[EventRecord]) -> None:
+        """Record events of the platform's own in the caller's transaction, in few statements. Call :meth:`publish` after the commit."""
+        marked = [self._marked(record) for record in records]
+        await repository.insert_new(session, marked)
+        if self.outbox is not None and marked:
+            await self.outbox(session, marked)
 
     def publish(self, records: Sequence[EventRecord]) -> None:
         """Tell whoever is connected; only after the records' transaction has been committed."""
@@ -110,7 +117,7 @@ class EventService:
         if environment_names is not None:
             conditions.append(EventRow.environment_name.in_(environment_names))
         if min_severity is not None:
-            conditions.append(EventRow.severity >= min_severity)
+            conditions += repository.at_least(min_severity)
         if start is not None:
             conditions.append(EventRow.time_unix_nano >= _nanoseconds(start))
         if end is not None:
@@ -140,6 +147,14 @@ class EventService:
         if row is None:
             raise NotFoundError(f"there is no event {event_id}")
         return _view(row)
+
+    async def extent(self) -> tuple[int, datetime | None]:
+        """How many events there are, and the time of the oldest."""
+        async with self._database.read() as session:
+            # Two questions in one statement: each has its own index, both together would scan a large one.
+            counted = select(func.count()).select_from(EventRow).scalar_subquery()
+            count, oldest = (await session.execute(select(counted, select(func.min(EventRow.time_unix_nano)).scalar_subquery()))).one()
+        return int(count), None if oldest is None else datetime.fromtimestamp(oldest / 1e9, UTC)
 
     async def drop_older(self, time_unix_nano: int) -> int:
         """Apply retention; how many events were dropped."""

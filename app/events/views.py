@@ -14,20 +14,20 @@ class EventView(BaseModel):
     """One event of the timeline."""
 
     id: str
-    name: str
-    time: datetime
+    name: str = Field(description="Type of the event: an OTel event name such as irca.instance.status_changed.")
+    time: datetime = Field(description="When it happened, by the clock of whoever observed it.")
     severity: str = Field(description="info, warn, error or fatal.")
-    body: str
-    attributes: dict[str, Any]
-    resource: dict[str, Any]
-    agent_id: str | None
-    instance_id: str | None
-    agent_type: str | None
-    environment_name: str | None
+    body: str = Field(description="What happened, in a sentence for people.")
+    attributes: dict[str, Any] = Field(description="What is particular to this type of event.")
+    resource: dict[str, Any] = Field(description="OTel resource attributes of what it happened to.")
+    agent_id: str | None = Field(description="Null where it belongs to none.")
+    instance_id: str | None = Field(description="Null where it belongs to none.")
+    agent_type: str | None = Field(description="Null where it belongs to none.")
+    environment_name: str | None = Field(description="Null where it belongs to none.")
 
 
 class Page(BaseModel, Generic[Item]):
     """The envelope of every list: items and the cursor of the next page (null at the end)."""
 
     items: list[Item]
-    next_cursor: str | None = None
+    next_cursor: str | None = Field(None, description="What to ask for the next page with, as cursor; null at the end.")

@@ -46,6 +46,7 @@ class Exchange:
         Raises:
             UnauthenticatedError: the token or credential is not valid; the code tells why.
             ClusterUnknownError: a pod introduces itself without its cluster; it may try again.
+            TooManyRequestsError: as :meth:`app.fleet.enrolment.Enrolment.refuse`.
             MalformedBodyError: the body is not an AgentToServer message.
         """
         message = opamp.AgentToServer()
@@ -61,7 +62,8 @@ class Exchange:
             try:
                 instance = await self._first_contact(bearer, uid, instance, message, reply)
             except (UnauthenticatedError, ClusterUnknownError) as exc:
-                await self._enrolment.refuse(exc, bearer, client)
+                host = instance_name("", description(message.agent_description))
+                await self._enrolment.refuse(exc, bearer, client, host)
                 raise
             if instance is None:
                 reply.flags = REPORT_FULL_STATE

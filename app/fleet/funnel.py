@@ -46,7 +46,7 @@ class FailureView(BaseModel):
     """Why a deployment stopped."""
 
     check: str = Field(description="The preflight item or step that failed, as the installer names it.")
-    reason: str
+    reason: str = Field(description="What went wrong, as the installer tells it.")
     time: datetime
 
 
@@ -62,7 +62,7 @@ class FunnelView(BaseModel):
     """How far an agent's deployment command has come, on each host that it was run on."""
 
     agent_id: str
-    issued_at: datetime
+    issued_at: datetime = Field(description="When the deployment command was made.")
     complete: bool = Field(description="The first metrics of every host that it was run on have arrived.")
     stages: list[StageView] = Field(description="Of the host that has come furthest; all but issued are waiting while there is none.")
     hosts: list[HostFunnelView] = Field(description="The host that was heard of last comes first.")

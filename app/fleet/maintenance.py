@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -43,6 +43,25 @@ class WindowState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class _Lookup:
+    """Agents by id, by environment and by label, for counting those of many windows."""
+
+    def __init__(self, agents: Iterable[Agent]) -> None:
+        self.by_id = {agent.id: agent for agent in agents}
+        self._by_value: dict[str, dict[str, set[Agent]]] = {}
+
+    def where(self, key: str, patterns: Sequence[str]) -> set[Agent]:
+        """Those whose label ``key`` (their environment, where it is empty) is like one of the patterns."""
+        by_value = self._by_value.get(key)
+        if by_value is None:
+            by_value = self._by_value[key] = {}
+            for agent in self.by_id.values():
+                if (value := agent.labels.get(key) if key else agent.environment_name) is not None:
+                    by_value.setdefault(value, set()).add(agent)
+        alike = (found for value, found in by_value.items() if any(fnmatchcase(value, pattern) for pattern in patterns))
+        return set().union(*alike)
+
+
 class MaintenanceSelector(BaseModel):
     """Whose events are muted: instances of agents that meet every part that is given. At least one must be."""
 
@@ -64,6 +83,16 @@ class MaintenanceSelector(BaseModel):
             return False
         return all(key in agent.labels and fnmatchcase(agent.labels[key], pattern) for key, pattern in self.labels.items())
 
+    def count(self, agents: _Lookup) -> int:
+        """How many of the agents are meant."""
+        parts: list[set[Agent]] = []
+        if self.environments:
+            parts.append(agents.where("", self.environments))
+        if self.agent_ids:
+            parts.append({agents.by_id[agent_id] for agent_id in self.agent_ids if agent_id in agents.by_id})
+        parts += [agents.where(key, [pattern]) for key, pattern in self.labels.items()]
+        return len(set.intersection(*parts)) if parts else len(agents.by_id)
+
     def is_empty(self) -> bool:
         """Whether no part is given."""
         return not (self.environments or self.agent_ids or self.labels)
@@ -77,8 +106,8 @@ class MaintenanceView(BaseModel):
     selector: MaintenanceSelector
     state: WindowState
     starts_at: datetime
-    ends_at: datetime
-    created_by: str
+    ends_at: datetime = Field(description="When it ends, or was ended.")
+    created_by: str = Field(description="Name of whoever made it.")
     created_at: datetime
     agents: int = Field(description="Agents that it selects now.")
 
@@ -217,7 +246,7 @@ class MaintenanceService:
             self._audit.add(session, actor, "maintenance.create", _target(window), after=_audited(window))
         self._windows[window.id] = window
         self.mark()
-        return self._view(window, identity)
+        return self._view(window, self._visible(identity))
 
     async def end(self, window_id: str, actor: Actor, identity: Identity) -> MaintenanceView:
         """End a window now; one that has not begun is cancelled.
@@ -239,7 +268,7 @@ class MaintenanceService:
             self._audit.add(session, actor, "maintenance.end", _target(window), before=_audited(window), after=_audited(after))
         self._windows[window_id] = after
         self.mark()
-        return self._view(after, identity)
+        return self._view(after, self._visible(identity))
 
     def get(self, window_id: str, identity: Identity) -> MaintenanceView:
         """One window.
@@ -247,7 +276,7 @@ class MaintenanceService:
         Raises:
             NotFoundError: no such window, or none that ``identity`` may see.
         """
-        return self._view(self._window(window_id, identity), identity)
+        return self._view(self._window(window_id, identity), self._visible(identity))
 
     def list_windows(
         self, identity: Identity, cursor: str | None = None, limit: int = 50, *, state: WindowState | None = None
@@ -258,27 +287,29 @@ class MaintenanceService:
             InvalidRequestError: the cursor is not one of this list.
         """
         now, after = self._clock(), _decode(cursor)
-        seen = [w for w in self._windows.values() if self._is_seen(w, identity) and (state is None or w.state(now) is state)]
+        agents = self._visible(identity)
+        seen = [w for w in self._windows.values() if self._is_seen(w, identity, agents) and (state is None or w.state(now) is state)]
         ranked = sorted(((-w.starts_at, w.id), w) for w in seen)
         ranked = [one for one in ranked if after is None or one[0] > after]
         shown = [w for _, w in ranked[:limit]]
         following = _encode((-shown[-1].starts_at, shown[-1].id)) if len(ranked) > limit else None
-        return Page[MaintenanceView](items=[self._view(w, identity) for w in shown], next_cursor=following)
+        return Page[MaintenanceView](items=[self._view(w, agents) for w in shown], next_cursor=following)
 
     def _window(self, window_id: str, identity: Identity) -> Window:
         window = self._windows.get(window_id)
-        if window is None or not self._is_seen(window, identity):
+        if window is None or not self._is_seen(window, identity, self._visible(identity)):
             raise NotFoundError(f"there is no maintenance window {window_id}")
         return window
 
-    def _is_seen(self, window: Window, identity: Identity) -> bool:
-        return identity.everywhere or _within(window.selector, identity) or any(self._selected(window, identity))
+    def _is_seen(self, window: Window, identity: Identity, agents: _Lookup) -> bool:
+        return identity.everywhere or _within(window.selector, identity) or window.selector.count(agents) > 0
 
-    def _selected(self, window: Window, identity: Identity) -> list[Agent]:
-        agents = self._registry.agents.values()
-        return [a for a in agents if identity.sees(a.environment_name) and window.selector.selects(a)]
+    def _visible(self, identity: Identity) -> _Lookup:
+        """The agents in environments that ``identity`` sees."""
+        seen = {name: identity.sees(name) for name in {agent.environment_name for agent in self._registry.agents.values()}}
+        return _Lookup(agent for agent in self._registry.agents.values() if seen[agent.environment_name])
 
-    def _view(self, window: Window, identity: Identity) -> MaintenanceView:
+    def _view(self, window: Window, agents: _Lookup) -> MaintenanceView:
         return MaintenanceView(
             id=window.id,
             reason=window.reason,
@@ -288,7 +319,7 @@ class MaintenanceService:
             ends_at=moment(window.ends_at),
             created_by=window.created_by,
             created_at=window.created_at,
-            agents=len(self._selected(window, identity)),
+            agents=window.selector.count(agents),
         )
 
     def _check_reach(self, selector: MaintenanceSelector, identity: Identity) -> None:

@@ -149,6 +149,8 @@ class Instance:
     revived_at: float | None = None
     credential_hash: bytes | None = None
     candidate_hash: bytes | None = None
+    token_id: str | None = None
+    """The enrolment token that it came by last."""
     sequence_num: int | None = None
     described: bool = False
     uid: bytes = field(init=False)
@@ -187,6 +189,7 @@ class Instance:
             revived_at=_seconds(row.revived_at),
             credential_hash=row.credential_hash,
             candidate_hash=row.candidate_hash,
+            token_id=row.token_id,
         )
 
     def columns(self) -> dict[str, Any]:
@@ -213,7 +216,13 @@ class Instance:
             "revived_at": moment(self.revived_at),
             "credential_hash": self.credential_hash,
             "candidate_hash": self.candidate_hash,
+            "token_id": self.token_id,
         }
+
+    @property
+    def has_credential(self) -> bool:
+        """Whether it has a credential, proven or not; one whose credential was revoked has none."""
+        return self.credential_hash is not None or self.candidate_hash is not None
 
     def facts(self) -> rules.Facts:
         """What its status is judged by."""
@@ -328,4 +337,6 @@ def moment(seconds: float | None) -> Any:
 
 
 def _oldest(instances: list[Instance]) -> str:
+    if len(instances) == 1:
+        return instances[0].version
     return min((i.version for i in instances if i.version), default="", key=rules.version_key)

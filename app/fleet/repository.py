@@ -60,10 +60,31 @@ async def save_status(session: AsyncSession, instance_id: str, values: Mapping[s
     await session.execute(update(InstanceRow).where(InstanceRow.id == instance_id).values(**values))
 
 
+async def save_statuses(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write transitions of many instances in one statement; each row holds its ``id`` and the same columns as all others."""
+    if not rows:
+        return
+    table = InstanceRow.__table__
+    columns = [name for name in rows[0] if name != "id"]
+    statement = table.update().where(table.c.id == bindparam("_id")).values({name: bindparam(f"_{name}") for name in columns})  # type: ignore[attr-defined]  # a mapped class's table is a Table
+    parameters = [{f"_{name}": value for name, value in row.items()} for row in sorted(rows, key=lambda row: row["id"])]
+    await (await session.connection()).execute(statement, parameters)
+
+
+async def drop_credentials_of(session: AsyncSession, instance_ids: Sequence[str]) -> None:
+    """Take the credentials of these instances, in one statement."""
+    await save_statuses(session, [{"id": key, "credential_hash": None, "candidate_hash": None} for key in instance_ids])
+
+
 async def save_credentials(session: AsyncSession, instance_id: str, credential: bytes | None, candidate: bytes | None) -> None:
     """Replace an instance's credential digests."""
     values = {"credential_hash": credential, "candidate_hash": candidate}
     await session.execute(update(InstanceRow).where(InstanceRow.id == instance_id).values(**values))
+
+
+async def drop_credentials(session: AsyncSession, token_id: str) -> None:
+    """Take the credentials of every instance that came by a token last."""
+    await session.execute(update(InstanceRow).where(InstanceRow.token_id == token_id).values(credential_hash=None, candidate_hash=None))
 
 
 async def find_token(session: AsyncSession, token_hash: bytes) -> EnrolmentTokenRow | None:

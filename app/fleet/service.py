@@ -12,9 +12,9 @@ from typing import Any
 from app.audit.records import SYSTEM, Actor, Target
 from app.audit.service import AuditService
 from app.auth.principal import Principal
-from app.db.models import AgentRow, EnrolmentTokenRow
+from app.db.models import AgentRow
 from app.db.session import Database
-from app.errors import NotFoundError
+from app.errors import NotFoundError, UnauthenticatedError
 from app.events import catalogue
 from app.events.service import EventService
 from app.events.stream import LiveMessage, LiveStream
@@ -32,6 +32,7 @@ from app.fleet.maintenance import MaintenanceService
 from app.fleet.news import Change, change_of
 from app.fleet.registry import Agent, Instance, Registry
 from app.fleet.timeline import HistoryService
+from app.fleet.tokens import Tokens
 from app.fleet.views import AgentView, ClusterView, FleetOverview, InstanceView, Status
 from app.settings import Settings
 from connectors.api.agent_store import DEFAULT_TERMS, ProvisionedAgent, TokenTerms
@@ -55,6 +56,7 @@ class FleetService:
         self.registry = Registry()
         self.deployments = Deployments(database, self.registry, live, clock)
         self.enrolment = Enrolment(database, self.registry, events, self.audit, clock, settings.heartbeat_interval, self.deployments)
+        self.tokens = Tokens(database, self.registry, events, self.enrolment, clock)
         self.exchange = Exchange(self.registry, self.enrolment, clock, settings.heartbeat_interval)
         self.maintenance = MaintenanceService(database, self.registry, self.audit, clock)
         self.archive = Archive(database, self.registry, events, self.audit, live, clock)
@@ -104,13 +106,19 @@ class FleetService:
         self._live.publish(LiveMessage("agent", {"agent_id": agent.id}))
         return ProvisionedAgent(agent.id, text, issued.expires_at)
 
-    async def principal(self, text: str) -> Principal:
-        """Who sends telemetry with this credential or token.
+    async def principal(self, text: str, client: str = "") -> Principal:
+        """Who sends telemetry with this credential or token. A refusal of a ``client`` whose address is told is recorded.
 
         Raises:
             UnauthenticatedError: unknown, expired or revoked.
+            TooManyRequestsError: likewise, and too much was refused from this address.
         """
-        return await self.enrolment.principal(text)
+        try:
+            return await self.enrolment.principal(text)
+        except UnauthenticatedError as exc:
+            if client:
+                await self.enrolment.refuse(exc, text, client)
+            raise
 
     async def resolve_instance(self, principal: Principal, resource: Mapping[str, Any]) -> Principal:
         """The principal with its instance found, or enrolled, from the resource that a foreign OTLP client describes.
@@ -126,7 +134,8 @@ class FleetService:
         instance = agent.instances.get(uid)
         if instance is None:
             async with self._database.read() as session:
-                token = next((t for t in await repository.tokens_of(session, agent.id) if t.revoked_at is None), None)
+                tokens = [t for t in await repository.tokens_of(session, agent.id) if t.revoked_at is None]
+            token = next((t for t in tokens if t.id == principal.token_id), next(iter(tokens), None))
             if token is None:
                 raise NotFoundError("this agent has no enrolment token left")
             instance = (await self.enrolment.enrol(token, uid, resource, offer_credential=False)).instance
@@ -202,6 +211,10 @@ class FleetService:
         wanted = AgentFilter(status, agent_type, environment_name, version, tuple(labels), search, sees)
         agents = self.registry.agents.values()
         return listing.list_agents(agents, wanted, sort, descending=descending, cursor=cursor, limit=limit)
+
+    def count_agents(self, wanted: AgentFilter) -> int:
+        """How many agents meet a filter."""
+        return sum(wanted.accepts(agent) for agent in self.registry.agents.values())
 
     async def overview(self, sees: Callable[[str], bool] = everything, most: int = 10) -> FleetOverview:
         """The fleet at a glance, of environments that ``sees``; ``most`` entries of each list."""
@@ -301,16 +314,6 @@ class FleetService:
             if sees(agent.environment_name):
                 counts[agent.status()[0]] += 1
         return counts
-
-    async def list_tokens(self, agent_id: str) -> list[tuple[EnrolmentTokenRow, int]]:
-        """An agent's enrolment tokens, newest first, each with how many machines it has enrolled.
-
-        Raises:
-            NotFoundError: no such agent.
-        """
-        self._agent(agent_id)
-        async with self._database.read() as session:
-            return [(row, await repository.count_uses(session, row.id)) for row in await repository.tokens_of(session, agent_id)]
 
     async def revoke_credential(self, instance_id: str, actor: Actor = SYSTEM) -> None:
         """Revoke an instance's credential, at once.

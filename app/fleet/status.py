@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from app.fleet.views import Status
 
@@ -201,6 +202,7 @@ def severity(status: Status) -> int:
     return _SEVERITY[status]
 
 
+@lru_cache(maxsize=1024)
 def version_key(version: str) -> tuple[tuple[int, str], ...]:
     """What versions are ordered by: their numbers as numbers."""
     return tuple((int(part) if part.isdigit() else 0, part) for part in version.replace("-", ".").split("."))

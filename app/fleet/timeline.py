@@ -32,9 +32,9 @@ class StretchView(BaseModel):
 
     start: datetime
     end: datetime
-    seconds: float
+    seconds: float = Field(description="How long it lasted.")
     status: Status | None = Field(description="Null where it is not known: before the first contact, or longer ago than is kept.")
-    reason: str
+    reason: str = Field(description="Why the status was what it was, in a few words; may be empty.")
     replaced: bool = Field(description="A pod that was gone while another did its work.")
 
 
@@ -65,7 +65,7 @@ class AvailabilityView(BaseModel):
         "nothing is left."
     )
     seconds: dict[Status, float] = Field(description="Seconds of each status, outside maintenance.")
-    maintenance_seconds: float
+    maintenance_seconds: float = Field(description="Within maintenance windows.")
     unknown_seconds: float = Field(description="Before the first contact, or longer ago than is kept.")
     replaced_seconds: float = Field(description="Gone, while another pod did the work.")
     outages: int = Field(description="Times that it was offline, outside maintenance.")

@@ -28,9 +28,9 @@ class InstanceSummary(BaseModel):
     id: str
     name: str = Field(description="Host, container or pod name; the id where none was told.")
     status: Status
-    status_reason: str
-    version: str
-    last_seen_at: datetime | None
+    status_reason: str = Field(description="Why the status is what it is, in a few words; may be empty.")
+    version: str = Field(description="Version of the agent that it runs.")
+    last_seen_at: datetime | None = Field(description="When it was last heard; null before the first time.")
     replaced: bool = Field(False, description="A pod that is gone while another does its work. Such pods are listed on demand only.")
 
 
@@ -40,8 +40,8 @@ class InstanceView(InstanceSummary):
     agent_id: str
     agent_type: str
     environment_name: str
-    status_since: datetime
-    first_seen_at: datetime
+    status_since: datetime = Field(description="When it came to have its status.")
+    first_seen_at: datetime = Field(description="When it was heard first.")
     maintenance_until: datetime | None = Field(None, description="Until when its events are muted; null outside maintenance windows.")
     healthy: bool | None = Field(description="What the instance last said of itself; null before its first health report.")
     components: list[ComponentHealthView] = Field(description="Health of its parts (collectors, spool, transport).")
@@ -54,8 +54,8 @@ class ComponentHealthView(BaseModel):
 
     name: str
     healthy: bool
-    status: str
-    last_error: str
+    status: str = Field(description="The component's state, in its own words.")
+    last_error: str = Field(description="What went wrong last; empty when nothing did.")
 
 
 class AgentView(BaseModel):
@@ -65,13 +65,13 @@ class AgentView(BaseModel):
     agent_type: str
     environment_name: str
     status: Status
-    status_reason: str
+    status_reason: str = Field(description="Why the status is what it is, in a few words; may be empty.")
     version: str = Field(description="Version of its instances; the oldest where they differ, empty before the first contact.")
-    last_seen_at: datetime | None
+    last_seen_at: datetime | None = Field(description="When any of its instances was last heard; null before the first time.")
     created_at: datetime
     maintenance_until: datetime | None = Field(None, description="Until when its events are muted; null outside maintenance windows.")
-    labels: dict[str, str]
-    config: dict[str, Any]
+    labels: dict[str, str] = Field(description="What selectors of groups and maintenance windows, and filters of lists, look at.")
+    config: dict[str, Any] = Field(description="Options that it was provisioned with.")
     instances: list[InstanceSummary]
     replaced_pods: int = Field(0, description="Pods that are gone and were replaced (kubernetes); left out of the instances by default.")
 
@@ -109,12 +109,12 @@ class ClusterView(BaseModel):
 
     uid: str = Field(description="UID of the namespace kube-system.")
     name: str = Field(description="Environment of the agent that has been in it longest.")
-    agent_ids: list[str]
-    environments: list[str]
+    agent_ids: list[str] = Field(description="Agents whose pods run in it.")
+    environments: list[str] = Field(description="Environments of these agents.")
     status: Status
-    status_reason: str
+    status_reason: str = Field(description="Why the status is what it is, in a few words; may be empty.")
     pods: int = Field(description="Living pods of its agents.")
-    last_seen_at: datetime | None
+    last_seen_at: datetime | None = Field(description="When any of the pods was last heard; null before the first time.")
     collect_interval: float = Field(description="Seconds between collections.")
     instance_ids: list[str] = Field(exclude=True, description="The pods in it, where an agent has pods in several clusters.")
     collectors: list[CollectorReason] = Field(exclude=True)

@@ -97,4 +97,4 @@ def require_own_origin(request: Request, platform: Platform) -> None:
 def actor_of(request: Request, viewer: Identity) -> Actor:
     """Who is signed in, for the audit log."""
     address = request.client.host if request.client else ""
-    return Actor("session", viewer.key_id, viewer.name, address, request.headers.get("user-agent", ""))
+    return viewer.actor(address, request.headers.get("user-agent", ""))

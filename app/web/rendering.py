@@ -19,8 +19,11 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from app.auth.service import SESSION_COOKIE, Identity, Role
+from app.auth.cookies import session_token
+from app.auth.service import Identity, Role
 from app.errors import PlatformError, Problem
+from app.headers import PAGE_HEADERS
+from app.logs import loggable
 from app.platform import Platform
 from app.web import formats
 from connectors._version import __version__
@@ -29,16 +32,7 @@ from connectors.core.errors import ConnectorError
 _log = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
 
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+SECURITY_HEADERS = PAGE_HEADERS
 """Headers of every page, errors and redirects included."""
 
 
@@ -61,11 +55,14 @@ NAVIGATION = (
     Section("Overview", "/"),
     Section("Agents", "/agents", also=("/instances/",)),
     Section("Clusters", "/clusters"),
+    Section("Explore", "/explore", also=("/events/",)),
     Section("Connect", "/connect", Role.OPERATOR),
     Section("Groups", "/groups"),
     Section("Maintenance", "/maintenance"),
     Section("Webhooks", "/webhooks"),
+    Section("Access", "/access", Role.ADMIN),
     Section("Audit", "/audit", Role.ADMIN),
+    Section("Settings", "/settings", Role.ADMIN),
     Section("About", "/about"),
 )
 """The main navigation, in order. A page that belongs to a section of its own has its row here."""
@@ -100,7 +97,7 @@ async def get_viewer(request: Request, platform: PlatformDependency) -> Identity
     Raises:
         SignInNeededError: nobody, or the session is over.
     """
-    token = request.cookies.get(SESSION_COOKIE)
+    token = session_token(request)
     identity = await platform.auth.session(token) if token else None
     if identity is None:
         raise SignInNeededError
@@ -127,9 +124,10 @@ class PageRoute(APIRoute):
             except (PlatformError, ConnectorError) as exc:
                 response = problem_page(request, Problem.of(exc))
             except Exception as exc:  # noqa: BLE001 - a person gets a page, and the log the traceback
-                _log.exception("%s %s failed", request.method, request.url.path, extra={"action": "page_failed"})
+                _log.exception("%s %s failed", request.method, loggable(request.url.path), extra={"action": "page_failed"})
                 response = problem_page(request, Problem.of(exc))
-            response.headers.update(SECURITY_HEADERS)
+            for name, value in SECURITY_HEADERS.items():
+                response.headers.setdefault(name, value)
             return response
 
         return page
@@ -153,7 +151,7 @@ def render(request: Request, template: str, status: int = 200, **context: Any) -
 
 def form_token(request: Request) -> str:
     """What a form of ours must send back: derived from the session, whose cookie no script and no other site can read."""
-    session = request.cookies.get(SESSION_COOKIE, "")
+    session = session_token(request)
     return hmac.new(session.encode(), b"irca-form", hashlib.sha256).hexdigest() if session else ""
 
 

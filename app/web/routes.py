@@ -15,6 +15,7 @@ from app.telemetry.store import SeriesData
 from app.web import (
     about_routes,
     agents_routes,
+    bulk_routes,
     cluster_routes,
     connect_routes,
     container_routes,
@@ -134,6 +135,7 @@ router.include_router(sign_in_routes.router)
 router.include_router(theme_routes.router)
 router.include_router(overview_routes.router)
 router.include_router(agents_routes.router)
+router.include_router(bulk_routes.router)
 router.include_router(connect_routes.router)
 router.include_router(about_routes.router)
 router.include_router(_pages)

@@ -28,7 +28,15 @@ ENVIRONMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 class ProvisionRequest(BaseModel):
     """What to provision. Checked in :func:`provision`, so that every refusal names its field in one voice."""
 
-    model_config = {"extra": "forbid"}
+    model_config = {
+        "extra": "forbid",
+        "json_schema_extra": {
+            "examples": [
+                {"agent_type": "kubernetes", "environment_name": "prod-cluster", "config": {"namespace": "monitoring", "replicas": 2}},
+                {"agent_type": "server", "environment_name": "prod", "token_ttl": 604_800, "token_max_uses": 25},
+            ]
+        },
+    }
 
     agent_type: str = Field(description="One of the types that GET /api/v1/agent/types lists.", examples=["kubernetes"])
     environment_name: str = Field(description="Name of the environment: letters, digits, '.', '_', '-'.", examples=["prod-cluster"])
@@ -60,7 +68,7 @@ class ProvisionResponse(BaseModel):
     deployment_command: str = Field(description="Paste this where the agent shall run.")
     instructions: str = Field(description="Numbered steps for a person.")
     agent_token: str = Field(description="The enrolment token, shown this once: agent_<environment>_<random>.")
-    agent_id: str
+    agent_id: str = Field(description="Its id, which does not change.")
     uninstall_command: str = Field(description="Removes the agent and all it left; needs no token.")
     expires_at: datetime | None = Field(default=None, description="When the enrolment token expires; null for never.")
     alternatives: list[Alternative] = Field(default_factory=list, description="Other ways to deploy the agent, if the type has any.")
@@ -69,9 +77,9 @@ class ProvisionResponse(BaseModel):
 class AgentType(BaseModel):
     """A type of agent."""
 
-    name: str
+    name: str = Field(description="What provisioning takes as agent_type.")
     description: str
-    runs_on: list[str]
+    runs_on: list[str] = Field(description="What it runs on, for people, such as Docker Engine 20.10 or newer.")
     config_schema: dict[str, Any] = Field(description="JSON Schema of the config that provisioning takes.")
     available: bool = Field(description="Whether this platform has the packages that the type needs.")
     reason: str = Field(default="", description="Why it is not available.")

@@ -132,10 +132,11 @@
   const followed = document.querySelector("[data-live]")?.dataset.live;
   let source = null;
   let letGo = 0;
+  let lastId = ""; // of the last event that came: a new connection goes on after it
 
   const connect = () => {
     if (!followed || source) return;
-    source = new EventSource(`/api/v1/live?${followed}`);
+    source = new EventSource(`/api/v1/live?${followed}${lastId && `&last_event_id=${encodeURIComponent(lastId)}`}`);
     source.addEventListener("open", () => show(true, "Live"));
     source.addEventListener("error", () => {
       show(false, "Reconnecting");
@@ -147,6 +148,7 @@
     });
     for (const topic of TOPICS) {
       source.addEventListener(topic, (message) => {
+        lastId = message.lastEventId;
         document.dispatchEvent(new CustomEvent("irca:live", { detail: { topic, data: JSON.parse(message.data) } }));
         if (topic === "samples") samplesSoon(sampled + SAMPLES_PAUSE - Date.now());
         else refreshSoon();
@@ -164,9 +166,9 @@
     if (document.hidden) {
       letGo = setTimeout(disconnect, HIDDEN_FOR);
     } else {
-      const away = !source;
-      connect();
-      if (away || wantedAgain) refreshSoon();
+      const missed = !source && !lastId;
+      connect(); // what happened meanwhile is told now, or that it is no longer known
+      if (missed || wantedAgain) refreshSoon();
     }
   });
   window.addEventListener("pagehide", disconnect);

@@ -1,4 +1,4 @@
-// Keys on pages with rows: j and k move between them, Enter opens (it is a link that has the focus), / searches, ? tells the keys.
+// Keys on pages with rows: j and k move between them, Enter opens (it is a link that has the focus), x selects the row, / searches, ? tells the keys.
 (() => {
   "use strict";
 
@@ -16,16 +16,22 @@
     links[next].closest("tr").scrollIntoView({ block: "nearest" });
   };
 
+  const toggle = () => {
+    const box = document.activeElement?.closest("tr")?.querySelector("input[data-pick]");
+    box?.click();
+  };
+
   const acts = {
     j: () => move(1),
     k: () => move(-1),
+    x: toggle,
     "/": () => { search()?.focus(); search()?.select(); },
     "?": () => dialog?.showModal(),
   };
 
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.isComposing || dialog?.open) return;
-    const typing = event.target.closest("input, select, textarea, [contenteditable]");
+    const typing = event.target.closest("input:not([type=checkbox]), select, textarea, [contenteditable]");
     if (typing) {
       if (event.key === "Escape" && typing === search()) {
         event.preventDefault(); // which would empty the field
