@@ -1,5 +1,6 @@
 """Modules that load at first use, so that a running agent does not carry them."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -82,7 +83,10 @@ def test_where_inspect_is_loaded_an_undescribed_import_is_an_import(module):
 def isolated(script: str) -> str:
     """What ``script`` prints in an interpreter of its own, where typing_extensions is absent as it is on a host."""
     start = f"import sys\nsys.path[:0] = {sys.path!r}\nsys.modules['typing_extensions'] = None\n"
-    done = subprocess.run([sys.executable, "-I", "-c", start + script], capture_output=True, text=True, timeout=60, check=False)
+    # Measuring coverage would load what is to be seen absent.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    command = [sys.executable, "-I", "-c", start + script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -119,6 +120,21 @@ async def test_the_delivery_log_tells_of_every_try(hooks):
     assert detail.message["type"] == "irca.test.a1"
 
 
+async def test_who_is_connected_hears_of_every_try(hooks):
+    made, _ = await hooks.create()
+    hooks.receiver.answers = [(500, {}, b""), (204, {}, b"")]
+    async with hooks.parts.live.subscribe() as queue:
+        await hooks.happen("e1")
+        await hooks.run()
+        await hooks.run(60)
+        told = []
+        while len(told) < 2:
+            message = await asyncio.wait_for(queue.get(), 10)
+            if message.topic == "delivery":
+                told.append((message.data["webhook_id"], message.data["succeeded"]))
+    assert told == [(made, False), (made, True)]
+
+
 async def test_after_failures_in_a_row_the_endpoint_is_left_alone_then_probed_then_used_again(hooks):
     endpoint, _ = await hooks.create()
     hooks.receiver.answer(500)
@@ -186,6 +202,20 @@ async def test_what_fails_for_a_day_is_dead_and_can_be_replayed_under_its_own_id
     assert [r.headers["webhook-id"] for r in hooks.receiver.received if r.headers["webhook-id"] == "msg_a1"] == ["msg_a1"]
     with pytest.raises(NotFoundError):
         await hooks.service.replay(endpoint, SYSTEM, delivery_id="x")
+
+
+async def test_a_delivery_that_still_waits_for_its_next_try_does_not_hold_its_replay_back(hooks):
+    endpoint, _ = await hooks.create(filters=WebhookFilters(event_types=["irca.test.*"]))
+    hooks.receiver.answer(500)
+    await hooks.happen("a1")
+    for _ in range(4):
+        await hooks.run(3600)
+    [waiting] = (await hooks.service.list_deliveries()).items
+    assert waiting.status is DeliveryStatus.PENDING
+    hooks.receiver.answer(204)
+    assert await hooks.service.replay(endpoint, SYSTEM, delivery_id=waiting.id) == 1
+    await hooks.run(5)
+    assert {d.status for d in (await hooks.service.list_deliveries()).items} == {DeliveryStatus.DELIVERED}
 
 
 async def test_what_waits_behind_a_receiver_that_is_away_for_a_day_is_given_up_and_replayed_in_order(hooks):

@@ -28,7 +28,7 @@ HEARTBEAT = 15.0
 RETRY_MS = 2000
 """Milliseconds after which a client should reconnect."""
 
-Topic = Literal["agent", "instance", "samples", "event"]
+Topic = Literal["agent", "instance", "samples", "event", "delivery"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ async def follow(
     ] = None,
 ) -> StreamingResponse:
     """Each event's name is its topic: ``agent`` and ``instance`` (its row changed), ``samples`` (new metrics arrived), ``event`` (a
-    timeline event), ``lagged`` (some were lost: read again what you show). With the id of the last event the stream goes on after it; what
-    happened is kept for five minutes, at most 4,096 events of each topic. The stream ends when the platform stops or the key or session is
-    no longer valid.
+    timeline event), ``delivery`` (a webhook delivery was tried), ``lagged`` (some were lost: read again what you show). With the id of the
+    last event the stream goes on after it; what happened is kept for five minutes, at most 4,096 events of each topic. The stream ends when
+    the platform stops or the key or session is no longer valid.
     """  # noqa: D205 - the OpenAPI description, which has the route's summary above it
     wanted = LiveFilter(frozenset(topic or ()), frozenset(instance or ()), frozenset(agent or ()))
     last = after if last_event_id is None else last_event_id

@@ -17,7 +17,7 @@ SILENCE = 45.0
 PATIENCE = 300.0
 """Seconds for which the platform may be away; what happened in a longer time it does not keep either."""
 
-Topic = Literal["agent", "instance", "samples", "event"]
+Topic = Literal["agent", "instance", "samples", "event", "delivery"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,10 @@ class EventService:
             about = {"id": record.id, "name": record.name, "instance_id": record.instance_id, "agent_id": record.agent_id}
             self._live.publish(LiveMessage("event", {**about, "severity": record.severity, "body": record.body}))
 
+    def tell(self, message: LiveMessage) -> None:
+        """Tell whoever is connected of something that is no event of the timeline; only after it has been committed."""
+        self._live.publish(message)
+
     async def record(self, records: Sequence[EventRecord]) -> int:
         """Record events that agents delivered, each id once; how many were new. Durable on return.
 

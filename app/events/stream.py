@@ -28,7 +28,7 @@ class LiveMessage:
     """Something that happened.
 
     ``topic`` is what it is about: ``agent`` and ``instance`` (its row changed), ``samples`` (new metrics arrived), ``event`` (a timeline
-    event). ``number`` is given when it is published.
+    event), ``delivery`` (a webhook delivery was tried). ``number`` is given when it is published.
     """
 
     topic: str

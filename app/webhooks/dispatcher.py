@@ -15,6 +15,7 @@ from app.db.session import Database
 from app.errors import StorageError
 from app.events import catalogue
 from app.events.records import EventRecord
+from app.events.stream import LiveMessage
 from app.webhooks import repository, schedule
 from app.webhooks.payloads import body_of
 from app.webhooks.repository import DEAD, DELIVERED
@@ -160,6 +161,8 @@ class Dispatcher:
             for record in records:
                 await self._service.events.add(session, record)
         self._service.events.publish(records)
+        about = {"webhook_id": done.endpoint.id, "delivery_id": row.id, "succeeded": attempt.succeeded}
+        self._service.events.tell(LiveMessage("delivery", about))
         if not attempt.succeeded:
             _log.info(
                 "a delivery to the webhook %s failed: %s",

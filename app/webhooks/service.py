@@ -298,6 +298,8 @@ class WebhookService:
             rows = await repository.newest_deliveries(session, conditions, None, MOST_REPLAYED)
             if delivery_id is not None and not rows:
                 raise NotFoundError(f"this endpoint has no delivery {delivery_id}")
+            if delivery_id is not None and rows[0].status == repository.PENDING:
+                rows[0].next_attempt_at = self._moment()  # it comes first in order, so the new one would wait for its next try
             again = {row.event_id: row for row in reversed(rows)}
             last = await repository.last_replay(session, endpoint_id, list(again)) if again else {}
             for event_id, row in again.items():

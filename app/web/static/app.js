@@ -128,7 +128,7 @@
   };
 
   // The live stream. Whoever else needs it (charts.js) listens for `irca:live` on the document.
-  const TOPICS = ["agent", "instance", "samples", "event", "lagged"];
+  const TOPICS = ["agent", "instance", "samples", "event", "delivery", "lagged"];
   const followed = document.querySelector("[data-live]")?.dataset.live;
   let source = null;
   let letGo = 0;
