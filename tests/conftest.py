@@ -22,33 +22,28 @@ def _docker() -> str:
     return "" if done.returncode == 0 else "the Docker engine does not answer"
 
 
-def _kubernetes() -> str:
-    return "" if os.environ.get("KUBECONFIG") else "KUBECONFIG names no cluster"
-
-
 def _program(*names: str) -> Callable[[], str]:
     return lambda: "" if any(shutil.which(name) for name in names) else f"{names[0]} is not installed"
 
 
-def _postgresql() -> str:
-    return "" if os.environ.get("IRCA_TEST_POSTGRESQL_URL") else "IRCA_TEST_POSTGRESQL_URL names no database"
-
-
-def _systemd() -> str:
-    return (
-        "" if os.environ.get("IRCA_TEST_SYSTEMD_HOST") else "IRCA_TEST_SYSTEMD_HOST names no command that boots a host (up NAME, down NAME)"
-    )
+def _named(variable: str, what: str) -> Callable[[], str]:
+    return lambda: "" if os.environ.get(variable) else f"{variable} names no {what}"
 
 
 COMPONENTS: dict[str, Callable[[], str]] = {
     "docker": _docker,
-    "kubernetes": _kubernetes,
+    "base-image": _named("IRCA_TEST_BASE_IMAGE", "image with Python, a shell, cat and sleep"),
+    "kubernetes": _named("KUBECONFIG", "cluster"),
+    "kubectl": _program("kubectl"),
     "helm": _program("helm"),
-    "postgresql": _postgresql,
+    "postgresql": _named("IRCA_TEST_POSTGRESQL_URL", "database"),
     "prometheus": _program("prometheus"),
     "victoria-metrics": _program("victoria-metrics"),
     "chromium": _program("chromium", "chromium-browser", "google-chrome"),
-    "systemd": _systemd,
+    "systemd": _named("IRCA_TEST_SYSTEMD_HOST", "command that boots a host (up NAME, down NAME)"),
+    "bullseye": _named("IRCA_TEST_BULLSEYE_IMAGE", "image of a bootable Debian 11"),
+    "bullseye-executable": _named("IRCA_TEST_BULLSEYE_EXECUTABLE", "executable that was built on Debian 11"),
+    "trixie": _named("IRCA_TEST_TRIXIE_IMAGE", "image of a bootable Debian 13"),
     "ruby": _program("ruby"),
 }
 _missing: dict[str, str] = {}

@@ -17,14 +17,17 @@ _TIMEOUT = 60.0
 _FIRST_WAIT = 1.0
 """Seconds that a round waits for the answer; one that takes longer is told in a later round."""
 _BUSY = "already running"
-"""What the engine says while it works out the same for somebody else."""
+"""What the engine says while it works out the same for somebody else. It is asked again in the next round."""
+_PATIENCE = 300.0
+"""Seconds that an engine may be busy with somebody else's question before that counts as a failure."""
 
 
 class DiskCollector:
     """Disk use and volumes of the engine, asked for every ``interval`` seconds and told in every round.
 
     Metrics are of the agent's resource. The question has a thread of its own, for its answer may take longer than a round; its failure
-    degrades this collector until the question succeeds.
+    degrades this collector until the question succeeds. The engine answers one such question at a time: while it works for somebody else
+    (``docker system df``, another agent), the question is repeated in each round, and is a failure only once that has taken too long.
     """
 
     name = "docker.disk"
@@ -37,6 +40,7 @@ class DiskCollector:
         self._interval = interval
         self._monotonic = monotonic
         self._due = 0.0
+        self._busy_since: float | None = None
         self._asking: threading.Thread | None = None
         self._metrics: list[Metric] = []
         self._failure: ConnectorError | None = None
@@ -50,7 +54,7 @@ class DiskCollector:
         now = self._monotonic()
         if self._asking is not None and not self._asking.is_alive():
             self._asking = None
-        if self._asking is None and (now >= self._due or self._failure):
+        if self._asking is None and (now >= self._due or self._failure or self._busy_since is not None):
             self._due = now + self._interval
             self._asking = threading.Thread(target=self._ask, name="irca-docker-disk", daemon=True)
             self._asking.start()
@@ -64,6 +68,7 @@ class DiskCollector:
             raise self._failure
 
     def _ask(self) -> None:
+        busy_since, self._busy_since = self._busy_since, None
         try:
             with self._engine.client("disk_usage", timeout=_TIMEOUT) as client:
                 self._metrics = disk_metrics(client.df())
@@ -72,7 +77,11 @@ class DiskCollector:
             advice = "let GET /system/df through, or set disk_usage_interval to 0"
             self._failure = PermissionRefusedError(f"{exc.reason}; {advice}")
         except ControlError as exc:
-            self._failure = None if _BUSY in exc.reason and self._metrics else exc
+            now = self._monotonic()
+            if _BUSY in exc.reason:
+                self._busy_since = now if busy_since is None else busy_since
+            patient = self._busy_since is not None and now - self._busy_since < _PATIENCE
+            self._failure = None if patient else exc
         except Exception as exc:  # noqa: BLE001 - a thread must not die unheard: the next round tells
             self._failure = CollectorError(f"the engine's account of its disk use makes no sense: {describe_failure(exc)}")
 

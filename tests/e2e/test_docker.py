@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.requires("docker", "base-image"), pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY = "172.17.0.1"  # this machine, as its containers see it
 KEY = "a-preset-admin-key-for-tests"

@@ -263,10 +263,7 @@ def test_a_host_without_python_gets_the_program(bare, executable_platform):
 @contextmanager
 def debian(release: str) -> Iterator[Host]:
     """A booted host of another release, gone afterwards."""
-    image = os.environ.get(f"IRCA_TEST_{release.upper()}_IMAGE")
-    if not image:
-        pytest.skip(f"IRCA_TEST_{release.upper()}_IMAGE names no image of a bootable {release}")
-    host = Host.boot_image(release, image)
+    host = Host.boot_image(release, os.environ[f"IRCA_TEST_{release.upper()}_IMAGE"])
     try:
         host.sh("mount --make-rshared /")
         yield host
@@ -275,6 +272,7 @@ def debian(release: str) -> Iterator[Host]:
         host.remove()
 
 
+@pytest.mark.requires("trixie")
 def test_debian_13_is_connected_by_somebody_who_may_use_sudo(platform):
     answer = platform.provision("trixie")
     with debian("trixie") as host:
@@ -289,6 +287,7 @@ def test_debian_13_is_connected_by_somebody_who_may_use_sudo(platform):
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.requires("bullseye")
 def test_debian_11_is_told_what_it_lacks_where_no_program_was_made_for_it(platform):
     answer = platform.provision("bullseye")
     with debian("bullseye") as host:  # OpenSSL 1.1 cannot check the signature, Python 3.9 can
@@ -297,12 +296,10 @@ def test_debian_11_is_told_what_it_lacks_where_no_program_was_made_for_it(platfo
         assert "Python 3.11 or newer (3.9" in last
 
 
+@pytest.mark.requires("bullseye", "bullseye-executable")
 def test_debian_11_is_connected_by_a_program_that_was_made_for_it(tmp_path, package_shop):
-    program = os.environ.get("IRCA_TEST_BULLSEYE_EXECUTABLE")
-    if not program:
-        pytest.skip("IRCA_TEST_BULLSEYE_EXECUTABLE names no executable that was built on Debian 11")
     running = Platform(tmp_path)
-    package_shop.publish(running.data, executable=Path(program))
+    package_shop.publish(running.data, executable=Path(os.environ["IRCA_TEST_BULLSEYE_EXECUTABLE"]))
     running.start()
     try:
         with debian("bullseye") as host:

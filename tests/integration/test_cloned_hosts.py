@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-pytestmark = pytest.mark.requires("docker")
+pytestmark = pytest.mark.requires("docker", "base-image")
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = f"irca-clones-{os.getpid()}"

@@ -19,8 +19,7 @@ from connectors.core.telemetry import Severity
 IMAGE = os.environ.get("IRCA_TEST_BASE_IMAGE", "")
 
 pytestmark = [
-    pytest.mark.requires("docker"),
-    pytest.mark.skipif(not IMAGE, reason="IRCA_TEST_BASE_IMAGE names no image"),
+    pytest.mark.requires("docker", "base-image"),
 ]
 
 

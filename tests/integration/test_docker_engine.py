@@ -25,8 +25,7 @@ FINE = {"docker.engine": "", "docker.containers": "", "docker.disk": ""}
 UNITS = {"B": 1, "kB": 1000, "KiB": 1024, "MB": 1000**2, "MiB": 1024**2, "GB": 1000**3, "GiB": 1024**3}
 
 pytestmark = [
-    pytest.mark.requires("docker"),
-    pytest.mark.skipif(not IMAGE, reason="IRCA_TEST_BASE_IMAGE names no image"),
+    pytest.mark.requires("docker", "base-image"),
 ]
 
 

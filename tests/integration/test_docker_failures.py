@@ -25,8 +25,7 @@ NOBODY = 65534
 INTERVAL = 2
 
 pytestmark = [
-    pytest.mark.requires("docker"),
-    pytest.mark.skipif(not IMAGE, reason="IRCA_TEST_BASE_IMAGE names no image"),
+    pytest.mark.requires("docker", "base-image"),
 ]
 needs_dockerd = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("dockerd") or not shutil.which("unshare"), reason="a private engine takes root and dockerd"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import threading
 import time
 import uuid
@@ -29,9 +28,7 @@ IMAGE = os.environ.get("IRCA_TEST_BASE_IMAGE", "")
 FEATURES = ("workloads", "quotas", "storage", "autoscaling", "disruption_budgets", "configmaps", "rbac", "events")
 
 pytestmark = [
-    pytest.mark.requires("kubernetes"),
-    pytest.mark.skipif(not IMAGE, reason="IRCA_TEST_BASE_IMAGE names no image"),
-    pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed"),
+    pytest.mark.requires("kubernetes", "base-image", "kubectl"),
 ]
 
 

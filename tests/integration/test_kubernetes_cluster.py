@@ -6,7 +6,6 @@ import functools
 import http.server
 import json
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -27,9 +26,7 @@ IMAGE = os.environ.get("IRCA_TEST_BASE_IMAGE", "")
 SECRET = "agent_prod-cluster_s3cr3t{a,b}$HOME'"
 
 pytestmark = [
-    pytest.mark.requires("kubernetes"),
-    pytest.mark.skipif(not IMAGE, reason="IRCA_TEST_BASE_IMAGE names no image"),
-    pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed"),
+    pytest.mark.requires("kubernetes", "base-image", "kubectl"),
 ]
 
 

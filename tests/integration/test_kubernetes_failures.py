@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,8 +27,7 @@ from connectors.kubernetes.lease import DURATION
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
-    pytest.mark.requires("kubernetes"),
-    pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed"),
+    pytest.mark.requires("kubernetes", "kubectl"),
 ]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import time
 import urllib.parse
@@ -22,9 +21,7 @@ from connectors.kubernetes.quota import quantity
 IMAGE = os.environ.get("IRCA_TEST_BASE_IMAGE", "")
 
 pytestmark = [
-    pytest.mark.requires("kubernetes"),
-    pytest.mark.skipif(not IMAGE, reason="IRCA_TEST_BASE_IMAGE names no image"),
-    pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed"),
+    pytest.mark.requires("kubernetes", "base-image", "kubectl"),
 ]
 
 
