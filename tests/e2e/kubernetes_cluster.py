@@ -39,8 +39,12 @@ SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
 Found = TypeVar("Found")
 
 
-def eventually(condition: Callable[[], Found], seconds: float = 60.0, why: Callable[[], str] = lambda: "") -> Found:
-    """What ``condition`` gives once it gives something; ``why`` is asked for a word when it never does."""
+def eventually(condition: Callable[[], Found], seconds: float = 150.0, why: Callable[[], str] = lambda: "") -> Found:
+    """What ``condition`` gives once it gives something; ``why`` is asked for a word when it never does.
+
+    The bound is against hanging. A kubelet that misses a container's end lets its pod go only with its next collection of garbage, a
+    minute later.
+    """
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not so within {seconds} s: {why()}"

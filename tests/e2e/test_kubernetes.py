@@ -54,7 +54,7 @@ def available(platform: ClusterPlatform, namespace: str) -> float | None:
 
 def leave_nothing(platform: ClusterPlatform, namespace: str, agent: Provisioned) -> None:
     platform.run(agent.uninstall)
-    eventually(lambda: not objects_of(namespace), 60, lambda: str(objects_of(namespace)))
+    eventually(lambda: not objects_of(namespace), why=lambda: str(objects_of(namespace)))
 
 
 def allowed(namespace: str, account: str) -> set[tuple[str, str, str, tuple[str, ...]]]:
@@ -145,7 +145,7 @@ def test_a_revoked_token_fails_the_command_says_why_and_a_new_one_mends_it(platf
         events = get("events", "--namespace", namespace)["items"]
         return any("not enrolled yet" in e["message"] and "revoked" in e["message"] for e in events if e["reason"] == "Unhealthy")
 
-    eventually(told, 60, lambda: why(namespace))
+    eventually(told, why=lambda: why(namespace))
     restarts = [pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods(namespace)]
     assert restarts == [0], "an agent whose token is refused is not restarted for that"
 
@@ -188,7 +188,7 @@ def test_kubectl_alone_connects_the_cluster_and_removes_what_it_made(platform, n
 
     agent.healthy(3)
     platform.run(old(removal))
-    eventually(lambda: not objects_of(namespace), 60, lambda: str(objects_of(namespace)))
+    eventually(lambda: not objects_of(namespace), why=lambda: str(objects_of(namespace)))
 
 
 def test_the_roles_of_every_feature_are_taken_by_the_cluster_as_they_are_documented(platform, namespace):

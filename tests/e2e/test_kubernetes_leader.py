@@ -105,7 +105,7 @@ def test_another_pod_takes_over_from_a_leader_that_was_killed_and_nothing_is_tol
     told_of(platform, shop, "before")
     assert not doubled(platform.events_in(shop))
     living = lambda: {pod["metadata"]["name"] for view in ("cluster-view", "node-view") for pod in pods(home, view)}  # noqa: E731 - asked again and again
-    eventually(lambda: {each["name"] for each in agent.instances()} == living(), 90, lambda: f"{living()}; {agent.instances()}")
+    eventually(lambda: {each["name"] for each in agent.instances()} == living(), why=lambda: f"{living()}; {agent.instances()}")
     agent.healthy(3)
     answer = platform.get(f"/api/v1/agents/{agent.id}")
     assert (answer["status"], answer["replaced_pods"]) == ("healthy", 1)
@@ -126,7 +126,7 @@ def test_the_only_pod_is_replaced_and_its_successor_goes_on_where_it_left(platfo
 
     told_of(platform, shop, "while-nobody-led")
     told_of(platform, shop, "before")
-    eventually(lambda: [each["status"] for each in agent.instances()] == ["healthy"], 60, lambda: str(agent.instances()))
+    eventually(lambda: [each["status"] for each in agent.instances()] == ["healthy"], why=lambda: str(agent.instances()))
     assert agent.instances()[0]["name"] != first
     assert not doubled(platform.events_in(shop))
 
@@ -143,7 +143,7 @@ def test_a_right_that_is_taken_away_degrades_one_collector_by_name_and_it_comes_
     def degraded() -> list[dict]:
         return [each for each in agent.instances() if each["status"] == "degraded"]
 
-    [instance] = eventually(degraded, 90, lambda: str(agent.instances()))
+    [instance] = eventually(degraded, why=lambda: str(agent.instances()))
     rule = "verb list on resource resourcequotas (API group core)"
     assert f"kubernetes.resourcequotas: forbidden: the agent's role lacks {rule}" in instance["status_reason"]
     told = platform.get(f"/api/v1/instances/{instance['id']}")
@@ -156,7 +156,7 @@ def test_a_right_that_is_taken_away_degrades_one_collector_by_name_and_it_comes_
 
     apply_role(role)
 
-    eventually(lambda: [each["status"] for each in agent.instances()] == ["healthy"], 90, lambda: str(agent.instances()))
+    eventually(lambda: [each["status"] for each in agent.instances()] == ["healthy"], why=lambda: str(agent.instances()))
     eventually(lambda: not platform.get(f"/api/v1/clusters/{uid}/namespaces")["degraded"])
 
 

@@ -49,7 +49,7 @@ class Scene:
         """PromQL gives this value for this metric, of the shop unless a label says otherwise."""
         chosen = ",".join(f'{key}="{text}"' for key, text in ({"k8s_namespace_name": self.shop} | labels).items())
         query = f"{metric}{{{chosen}}}"
-        eventually(lambda: self.platform.value(query) == value, 60, lambda: f"{query} is {self.platform.value(query)}, not {value}")
+        eventually(lambda: self.platform.value(query) == value, why=lambda: f"{query} is {self.platform.value(query)}, not {value}")
 
     def workload(self, name: str) -> dict | None:
         return next((each for each in self.platform.listed("workloads", namespace=self.shop) if each["name"] == name), None)
@@ -238,4 +238,4 @@ def test_nothing_of_it_is_told_twice_and_nothing_of_the_agent_is_a_problem(scene
 def test_at_the_end_everything_in_the_agents_namespace_is_as_before(scene):
     scene.platform.run(scene.agent.uninstall)
 
-    eventually(lambda: objects_of(scene.home) == scene.before, 60, lambda: str(objects_of(scene.home) ^ scene.before))
+    eventually(lambda: objects_of(scene.home) == scene.before, why=lambda: str(objects_of(scene.home) ^ scene.before))

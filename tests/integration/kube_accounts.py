@@ -31,7 +31,7 @@ def kubectl(*arguments: str, document: object = None, check: bool = True) -> str
     return done.stdout.strip()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 150) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come about"

@@ -82,7 +82,7 @@ def outcome(collection):
     return {result.name: result.reason for result in collection.collectors}
 
 
-def wait_for(condition, seconds: float = 60):
+def wait_for(condition, seconds: float = 150):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come about"

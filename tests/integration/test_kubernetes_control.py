@@ -32,7 +32,7 @@ def kubectl(*arguments: str, document: object = None, check: bool = True) -> str
     return done.stdout.strip()
 
 
-def eventually(condition, seconds: float = 40):
+def eventually(condition, seconds: float = 150):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come about"

@@ -45,7 +45,7 @@ def pod_spec(command, **resources):
     return {"terminationGracePeriodSeconds": 0, "containers": [container]}
 
 
-def wait_for(condition, seconds=90.0):
+def wait_for(condition, seconds=150.0):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come about"
