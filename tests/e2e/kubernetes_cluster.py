@@ -143,7 +143,7 @@ class Provisioned:
             found = [each for each in self.instances() if each["status"] == "healthy"]
             return found if len(found) >= count else []
 
-        return eventually(enough, 90, lambda: f"instances: {[(i['status'], i.get('reason')) for i in self.instances()]}")
+        return eventually(enough, why=lambda: f"instances: {[(i['status'], i.get('reason')) for i in self.instances()]}")
 
 
 class ClusterPlatform:
@@ -218,11 +218,11 @@ class ClusterPlatform:
         found = self.get("/api/v1/events", name=name, limit=500)["items"]
         return [each for each in found if wanted.items() <= {**each["resource"], **each["attributes"]}.items()]
 
-    def event(self, what: str, seconds: float = 60, **attributes: object) -> dict[str, Any]:
+    def event(self, what: str, **attributes: object) -> dict[str, Any]:
         """The one event ``irca.kubernetes.<what>`` with these attributes, once it has come."""
         name = f"irca.kubernetes.{what}"
         told = lambda: [(e["name"], e["body"]) for e in self.get("/api/v1/events", limit=40)["items"]]  # noqa: E731 - asked only where it fails
-        eventually(lambda: self.events(name, **attributes), seconds, lambda: f"{name} {attributes}; there is {told()}")
+        eventually(lambda: self.events(name, **attributes), why=lambda: f"{name} {attributes}; there is {told()}")
         [event] = self.events(name, **attributes)
         return event
 

@@ -52,6 +52,10 @@ def available(platform: ClusterPlatform, namespace: str) -> float | None:
     return platform.value(f'k8s_deployment_pod_available{{k8s_namespace_name="{namespace}",k8s_deployment_name="incident-rca-agent"}}')
 
 
+def leader(namespace: str) -> str:
+    return get("lease", "incident-rca-agent", "--namespace", namespace)["spec"]["holderIdentity"]
+
+
 def leave_nothing(platform: ClusterPlatform, namespace: str, agent: Provisioned) -> None:
     platform.run(agent.uninstall)
     eventually(lambda: not objects_of(namespace), why=lambda: str(objects_of(namespace)))
@@ -92,7 +96,7 @@ def test_one_pod_connects_the_cluster_and_leaves_nothing(platform, namespace):
     eventually(lambda: available(platform, namespace) == 1)
     node = pod["spec"]["nodeName"]
     ready = f'k8s_node_condition_status{{k8s_node_name="{node}",k8s_node_condition_type="Ready",k8s_node_condition_status="true"}}'
-    assert platform.value(ready) == 1
+    eventually(lambda: platform.value(ready) == 1)
 
     config = K8sAgentConfig(namespace=namespace)
     assert allowed(namespace, "incident-rca-agent") == {(a.verb, a.group, a.resource, a.names) for a in needed(config)}
@@ -116,8 +120,7 @@ def test_two_pods_and_the_node_view_connect_and_the_command_may_be_run_again(pla
 
     assert len(pods(namespace)) == 2
     [node] = pods(namespace, "node-view")
-    lease = get("lease", "incident-rca-agent", "--namespace", namespace)
-    assert lease["spec"]["holderIdentity"] in {pod["metadata"]["name"] for pod in pods(namespace)}
+    assert eventually(lambda: leader(namespace)) in {pod["metadata"]["name"] for pod in pods(namespace)}
     eventually(lambda: available(platform, namespace) == 2)
     uses = f'k8s_node_memory_working_set_bytes{{k8s_node_name="{node["spec"]["nodeName"]}"}}'
     eventually(lambda: (platform.value(uses) or 0) > 1e7)
@@ -127,7 +130,7 @@ def test_two_pods_and_the_node_view_connect_and_the_command_may_be_run_again(pla
     before = {pod["metadata"]["uid"] for pod in pods(namespace)}
     install(platform, namespace, agent.command)
     assert {pod["metadata"]["uid"] for pod in pods(namespace)} == before
-    assert get("lease", "incident-rca-agent", "--namespace", namespace)["spec"]["holderIdentity"]
+    assert leader(namespace)
 
     leave_nothing(platform, namespace, agent)
 

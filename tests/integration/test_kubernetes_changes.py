@@ -107,9 +107,9 @@ class Watching:
             and wanted.items() <= {**event.resource, **event.attributes}.items()
         ]
 
-    def wait(self, what, namespace=None, seconds=60, **attributes):
+    def wait(self, what, namespace=None, **attributes):
         """The one such event, when it has come."""
-        wait_for(lambda: self.named(what, namespace, **attributes), seconds)
+        wait_for(lambda: self.named(what, namespace, **attributes))
         [event] = self.named(what, namespace, **attributes)
         return event
 
@@ -196,7 +196,7 @@ def test_stateful_sets_and_daemon_sets_roll_out_too(namespace, watching):
                 spec |= {"serviceName": "db", "replicas": 1}
             apply(namespace, kind, name, "apps/v1", spec=spec)
             number = 1 if value == "a" else 2
-            wait_for(lambda name=name, n=number: len(seen.named("rollout.completed", namespace, irca_k8s_object_name=name)) == n, 90)
+            wait_for(lambda name=name, n=number: len(seen.named("rollout.completed", namespace, irca_k8s_object_name=name)) == n)
 
     for name in ("db", "logs"):
         seen.wait("workload.created", namespace, irca_k8s_object_name=name)
@@ -236,7 +236,7 @@ def test_what_is_wrong_with_pods_is_told_once_each(namespace, watching):
     template = {"spec": {**pod_spec("exit 4"), "restartPolicy": "Never"}}
     apply(namespace, "Job", "once", "batch/v1", spec={"backoffLimit": 0, "template": template})
 
-    loop = seen.wait("pod.crash_loop", namespace, seconds=90)
+    loop = seen.wait("pod.crash_loop", namespace)
     # Not every runtime tells the kubelet that memory ran out; what the cluster itself does not say is only suspected.
     path = "jsonpath={.status.containerStatuses[0].state.terminated.reason}"
     reason = wait_for(lambda: kubectl("-n", namespace, "get", "pod", "hungry", "-o", path))
@@ -244,7 +244,7 @@ def test_what_is_wrong_with_pods_is_told_once_each(namespace, watching):
     killed = seen.wait(what, namespace, k8s_pod_name="hungry")
     nowhere = seen.wait("pod.failed_scheduling", namespace)
     misled = seen.wait("pod.config_error", namespace)
-    job = seen.wait("job.failed", namespace, seconds=90)
+    job = seen.wait("job.failed", namespace)
 
     assert loop.resource["k8s.pod.name"] == "crash"
     assert loop.attributes["irca.container.exit_code"] == 3
@@ -257,7 +257,7 @@ def test_what_is_wrong_with_pods_is_told_once_each(namespace, watching):
     assert "0/1 nodes are available" in nowhere.attributes["irca.k8s.message"]
     assert 'configmap "not-there" not found' in misled.attributes["irca.k8s.message"]
     assert job.attributes["irca.k8s.condition.reason"] == "BackoffLimitExceeded"
-    wait_for(lambda: len(seen.named("pod.container_exited", namespace, k8s_pod_name="crash")) >= 3, 90)
+    wait_for(lambda: len(seen.named("pod.container_exited", namespace, k8s_pod_name="crash")) >= 3)
     exits = seen.named("pod.container_exited", namespace, k8s_pod_name="crash")
     assert "no such table" in exits[0].attributes["irca.k8s.message"]
     assert all(event.time_unix_nano <= time.time_ns() for event in seen.events)

@@ -109,13 +109,13 @@ def test_a_real_cluster_is_measured(namespace):
     wait_for(lambda: values(made.collect_metrics(), **here, k8s_deployment_name="web").get("k8s.deployment.pod.available") == 2)
     crashed = {"k8s_pod_name": "crash", "k8s_container_name": "app"}
     wait_for(lambda: values(made.collect_metrics(), **here, **crashed).get("k8s.container.restart.count", 0) >= 1)
+    wait_for(lambda: values(made.collect_metrics(), **here, **crashed).get("k8s.container.ready") == 0)
+    wait_for(lambda: values(made.collect_metrics(), **here, k8s_pod_name="done").get("k8s.pod.status.phase|Succeeded") == 1)
     collection = made.collect_metrics()
 
     assert set(outcome(collection).values()) == {""}
     assert values(collection, **here, k8s_deployment_name="web")["k8s.deployment.pod.desired"] == 2
-    assert values(collection, **here, k8s_pod_name="done")["k8s.pod.status.phase|Succeeded"] == 1
     assert values(collection, **here, k8s_pod_name="unschedulable")["k8s.pod.status.phase|Pending"] == 1
-    assert values(collection, **here, **crashed)["k8s.container.ready"] == 0
     team = wait_for(lambda: values(made.collect_metrics(), **here, k8s_resourcequota_name="team"))
     assert team["k8s.resourcequota.object_count.hard|pods"] == 7
     assert team["k8s.resourcequota.object_count.hard|count/configmaps"] == 20

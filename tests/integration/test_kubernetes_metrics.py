@@ -130,7 +130,8 @@ def test_what_a_container_uses_is_what_its_control_group_counts(namespace, agent
     found = values(collection, **app)
     # Never more than there is, and no older than a few of the kubelet's looks at a fifth of a CPU.
     assert before - 0.2 * 60 <= found["container.cpu.time"] <= after
-    assert found["container.cpu.usage"] == pytest.approx(0.2, rel=0.35)
+    # As much as its limit lets it have; less where the machine has other work.
+    assert 0.05 < found["container.cpu.usage"] < 0.27
     assert found["container.memory.usage"] == pytest.approx(memory, rel=0.25)
     assert 8 * 1024**2 < found["container.memory.working_set"] < 96 * 1024**2
     assert found["container.memory.available"] == pytest.approx(96 * 1024**2 - found["container.memory.working_set"], rel=0.01)
