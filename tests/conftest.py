@@ -73,11 +73,15 @@ _SLOWEST_FIRST = {"e2e": 0, "integration": 1}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what boots hosts as ``booted``: while one stands, the engine on a machine with cgroup v1 reads no container's statistics; and
-    put the slowest folders first."""
+    """Mark what boots hosts as ``booted``: while one stands, the engine on a machine with cgroup v1 reads no container's statistics; put
+    the slowest folders first; and try what fails against a real component once more: engines that many tests share have moods, and the
+    summary names each such test with its first failure."""
     for item in items:
-        if any("systemd" in marker.args for marker in item.iter_markers("requires")):
+        components = {name for marker in item.iter_markers("requires") for name in marker.args}
+        if "systemd" in components:
             item.add_marker("booted")
+        if components:
+            item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=lambda item: _SLOWEST_FIRST.get(item.path.parent.name, len(_SLOWEST_FIRST)))
 
 

@@ -29,7 +29,7 @@ PREFIX = f"sl-{os.getpid()}"
 _HOP = {"connection", "keep-alive", "transfer-encoding", "date", "server", "content-length"}
 
 
-def eventually(condition: Callable, seconds: float = 45.0):
+def eventually(condition: Callable, seconds: float = 120.0):
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():
