@@ -94,7 +94,7 @@ class FakePlatform:
     def up(self) -> None:
         self._serve(self.port)
 
-    def wait(self, condition: Callable[[], bool], timeout: float = 15) -> None:
+    def wait(self, condition: Callable[[], bool], timeout: float = 60) -> None:
         with self.changed:
             assert self.changed.wait_for(condition, timeout), "the agent did not do what was awaited in time"
 

@@ -47,7 +47,7 @@ def stages(client, agent_id):
 
 
 def until(reached):
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not reached():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)

@@ -275,7 +275,7 @@ def pods(api):
             pod.stop()
 
 
-def wait_for(condition, seconds=10.0):
+def wait_for(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         time.sleep(0.02)

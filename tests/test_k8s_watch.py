@@ -56,7 +56,7 @@ def name_of(item):
     return item and item["metadata"]["name"]
 
 
-def wait_for(view, condition, seconds=10.0):
+def wait_for(view, condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         view.tell(0.02)

@@ -61,7 +61,7 @@ def watching(engine, state_dir, **options):
         watch.stop()
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"

@@ -308,7 +308,7 @@ def picture(page: Page, name: str) -> None:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < give_up, "it did not happen in time"
         time.sleep(0.05)

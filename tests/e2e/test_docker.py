@@ -31,7 +31,7 @@ def docker(*words: str, check: bool = True) -> str:
     return done.stdout.strip()
 
 
-def eventually(condition: Callable, seconds: float = 45.0):
+def eventually(condition: Callable, seconds: float = 150.0):
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():

@@ -34,7 +34,7 @@ def docker(*words: str, check: bool = True) -> str:
     return (done.stdout if check else done.stdout + done.stderr).strip()
 
 
-def eventually(condition, seconds: float = 60.0):
+def eventually(condition, seconds: float = 150.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():

@@ -29,7 +29,7 @@ def docker(*arguments: str, check: bool = True) -> str:
     return done.stdout.strip()
 
 
-def eventually(condition: Callable, seconds: float = 60.0):
+def eventually(condition: Callable, seconds: float = 150.0):
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():

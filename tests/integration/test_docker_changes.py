@@ -86,7 +86,7 @@ class Watch:
         found = [e for e in self.told if e.name == f"irca.docker.{name}"]
         return [e for e in found if not container or e.resource.get("container.name") == container]
 
-    def wait(self, name, container="", count=1, seconds=30):
+    def wait(self, name, container="", count=1, seconds=120):
         wait_for(lambda: len(self.named(name, container)) >= count, seconds, lambda: [e.name for e in self.told])
         return self.named(name, container)
 
@@ -105,7 +105,7 @@ def watching(state_dir, prefix, **config):
         watch.stop()
 
 
-def wait_for(condition, seconds: float = 30, what=lambda: "it did not come about") -> None:
+def wait_for(condition, seconds: float = 120, what=lambda: "it did not come about") -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what()

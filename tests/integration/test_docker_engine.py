@@ -220,7 +220,7 @@ def test_the_memory_agrees_with_the_containers_own_cgroup_file(prefix):
     assert found["container.memory.rss"] >= 50_000_000
 
 
-def wait_for(condition, seconds: float = 30) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"

@@ -306,14 +306,14 @@ class RunningAgent:
         told = [message.health for _, message in self.platform.messages if message.HasField("health")]
         return (told[-1].healthy, told[-1].last_error) if told else (None, "")
 
-    def wait(self, condition, seconds=20):
+    def wait(self, condition, seconds=120):
         deadline = time.monotonic() + seconds
         while not condition(*self.health()):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, f"{self.health()}\n{self.log.read_text()[-3000:]}"
             time.sleep(0.05)
 
-    def wait_healthy(self, seconds=20):
+    def wait_healthy(self, seconds=120):
         self.wait(lambda healthy, _reason: healthy is True, seconds)
 
     def wait_degraded(self, why, seconds=20):
