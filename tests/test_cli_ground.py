@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 
 import pytest
 from opamp_client import OpampAgent
 from served_platform import ADMIN_KEY, provision, serve
+from waiting import eventually
 
 from app import cli
 from app.commands.history import length
@@ -91,10 +91,7 @@ def test_an_instance_is_archived_once_it_is_gone_and_revived(run, served, instan
     gone = OpampAgent(fingerprint="machine-2", host="web-2")
     beat(served, gone, token, full=True, healthy=True)
     beat(served, gone, token, goodbye=True)
-    deadline = time.monotonic() + 20
-    while document(run, "instances", "show", str(gone.uid))["status"] != "stopped":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: document(run, "instances", "show", str(gone.uid))["status"] == "stopped")
     assert run("instances", "archive", str(gone.uid)) == (0, "", "Archived web-2.\n")
     assert run("instances", "revive", str(gone.uid)) == (0, "", "web-2 is stopped.\n")
 

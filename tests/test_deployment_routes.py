@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from opamp_client import OpampAgent, credential_in
 from sqlalchemy import text
+from waiting import eventually
 
 from app.errors import TooManyRequestsError
 from app.fleet.deployments import BURST, LONGEST_REASON, MOST_STEPS, REFILL
@@ -46,13 +47,6 @@ def stages(client, agent_id):
     return {stage["name"]: stage["state"] for stage in found["stages"]}
 
 
-def until(reached):
-    deadline = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
-
-
 def joined(client, token, **who):
     agent = OpampAgent(**who)
     response = client.post("/v1/opamp", content=agent.beat(full=True), headers=bearer(token) | PROTOBUF)
@@ -76,7 +70,7 @@ def test_a_command_is_followed_from_its_issue_to_the_first_metric(client):
     credential = joined(client, token)
     assert stages(client, agent_id)["enrolled"] == "reached"
     samples(client, credential)
-    until(lambda: stages(client, agent_id)["first_metric"] == "reached")
+    eventually(lambda: stages(client, agent_id)["first_metric"] == "reached")
     found = client.get(f"/api/v1/agents/{agent_id}/deployment").json()
     assert found["complete"]
     assert [host["host"] for host in found["hosts"]] == ["web-1"], "installer and agent call it by one name"

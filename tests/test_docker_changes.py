@@ -9,7 +9,8 @@ import time
 
 import pytest
 from event_engine import running_event_engine
-from watched_engine import SECOND, until, watching
+from waiting import eventually
+from watched_engine import SECOND, watching
 
 from connectors.agent_factory import AgentFactory
 from connectors.core.telemetry import Severity
@@ -297,9 +298,9 @@ def test_the_agent_watches_its_engine(engine, tmp_path):
     told, stopping = [], threading.Event()
     thread = threading.Thread(target=agent.watch, args=(told.append, stopping))
     thread.start()
-    until(lambda: engine.requests.count("/events") >= 2)
+    eventually(lambda: engine.requests.count("/events") >= 2)
     engine.say("network", "create", "n1", name="x")
-    until(lambda: told)
+    eventually(lambda: told)
     stopping.set()
     thread.join(10)
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 from event_engine import running_event_engine
-from watched_engine import SECOND, until, watching
+from waiting import eventually
+from watched_engine import SECOND, watching
 
 from connectors.core.telemetry import Severity
 from connectors.docker import event_stream
@@ -124,7 +125,7 @@ def test_noise_moves_the_mark_so_that_it_makes_no_gap(engine, tmp_path):
     with watching(engine, tmp_path) as first:
         for _ in range(300):
             last = engine.say("container", "exec_die", web, name="web")
-        until(lambda: first.watch._last[0] == last)
+        eventually(lambda: first.watch._last[0] == last)
 
     with watching(engine, tmp_path) as second:
         engine.say("container", "pause", web, name="web")
@@ -156,7 +157,7 @@ def test_silence_alone_is_no_failure(engine, tmp_path):
     engine.say("network", "create", "n0", name="x", at=time.time_ns() - 60 * SECOND)
     with watching(engine, tmp_path, quiet=0.1) as watch:
         asked = engine.requests.count("/events")
-        until(lambda: engine.requests.count("/events") > asked + 2)
+        eventually(lambda: engine.requests.count("/events") > asked + 2)
         assert watch.thread.is_alive()
 
 

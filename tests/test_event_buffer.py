@@ -2,9 +2,9 @@
 
 import itertools
 import threading
-import time
 
 import pytest
+from waiting import eventually
 
 from connectors.core import event_buffer
 from connectors.core.event_buffer import EventBuffer
@@ -49,10 +49,7 @@ def test_what_comes_is_written_by_the_loop_until_it_is_told_to_stop(buffer, writ
     loop = threading.Thread(target=buffer.run, args=(stopping,))
     loop.start()
     first = burst(buffer, 2)
-    deadline = time.monotonic() + 10
-    while list(itertools.chain.from_iterable(written)) != first:
-        assert time.monotonic() < deadline, "it was not written"
-        time.sleep(0.01)
+    eventually(lambda: list(itertools.chain.from_iterable(written)) == first)
     stopping.set()
     buffer.wake.set()
     loop.join(10)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-import time
 from datetime import UTC, datetime
 
 import msgspec
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kube_api import KubeApi, kube_api
+from waiting import eventually
 
 from connectors.core.errors import RuntimeUnavailableError
 from connectors.kubernetes import lease as lease_module
@@ -275,13 +275,6 @@ def pods(api):
             pod.stop()
 
 
-def wait_for(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        time.sleep(0.02)
-        assert time.monotonic() < deadline, "it did not come about"
-
-
 @pytest.mark.sockets
 def test_one_watches_the_others_stand_by_and_take_over_at_once_when_it_is_stopped(api: KubeApi, pods):
     api.put("pods", "p")
@@ -294,12 +287,12 @@ def test_one_watches_the_others_stand_by_and_take_over_at_once_when_it_is_stoppe
     assert not two.watch.leading
     assert not two.elector.reason
     assert len(two.view.all("pods")) == 0
-    wait_for(lambda: one.told == [("pods", "p", True)])
+    eventually(lambda: one.told == [("pods", "p", True)])
 
     one.stop()
     assert one.told[-1] == ("closed", "", False)
-    wait_for(lambda: two.watch.leading)
-    wait_for(lambda: two.told == [("pods", "p", True)])
+    eventually(lambda: two.watch.leading)
+    eventually(lambda: two.told == [("pods", "p", True)])
     assert len(one.view.all("pods")) == 0
     assert api.objects["leases"]["here", "agent"]["spec"]["holderIdentity"] == "two"
 
@@ -312,16 +305,16 @@ def test_an_outage_suspends_the_leader_and_nothing_is_lost(api: KubeApi, pods, m
     one.start()
     one.watch.wait_for_lists(10)
     api.faults["leases", "get"] = [503, "away", 15]
-    wait_for(lambda: one.elector.standing[0] is Standing.SUSPENDED)
+    eventually(lambda: one.elector.standing[0] is Standing.SUSPENDED)
     assert "not available" in one.elector.reason
     assert not one.watch.leading
     before = len(one.told)
     api.put("pods", "meanwhile")
-    wait_for(lambda: one.view.waiting == 1)
+    eventually(lambda: one.view.waiting == 1)
     assert len(one.told) == before
     api.faults.clear()
-    wait_for(lambda: one.watch.leading)
-    wait_for(lambda: ("pods", "meanwhile", False) in one.told)
+    eventually(lambda: one.watch.leading)
+    eventually(lambda: ("pods", "meanwhile", False) in one.told)
     assert one.elector.reason == ""
 
 
@@ -334,10 +327,10 @@ def test_a_leader_whose_lease_is_taken_forgets_what_it_saw(api: KubeApi, pods, m
     one.watch.wait_for_lists(10)
     with api.changed:
         api.put("leases", "agent", "here", spec=lease("other", duration=1)["spec"])
-    wait_for(lambda: not one.watch.leading)
-    wait_for(lambda: len(one.view.all("pods")) == 0)
-    wait_for(lambda: one.watch.leading)
-    wait_for(lambda: len(one.told) == 2)
+    eventually(lambda: not one.watch.leading)
+    eventually(lambda: len(one.view.all("pods")) == 0)
+    eventually(lambda: one.watch.leading)
+    eventually(lambda: len(one.told) == 2)
     assert one.told == [("pods", "p", True)] * 2
 
 
@@ -347,7 +340,7 @@ def test_without_the_right_to_the_lease_nobody_leads_and_the_rule_is_told(api: K
     [one, _] = pods
     one.start()
     one.watch.wait_for_lists(5)
-    wait_for(lambda: one.elector.reason)
+    eventually(lambda: one.elector.reason)
     assert one.elector.reason == ("forbidden: the agent's role lacks verb create on resource leases (API group coordination.k8s.io)")
     assert not one.watch.leading
 
@@ -367,5 +360,5 @@ def test_an_elector_survives_what_nobody_foresaw(api: KubeApi, pods, caplog):
     api.put("leases", "agent", "here", spec=["no", "mapping"])
     [one, _] = pods
     one.start()
-    wait_for(lambda: one.elector.reason)
+    eventually(lambda: one.elector.reason)
     assert "AttributeError" in one.elector.reason

@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlencode
@@ -13,6 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
+from waiting import eventually
 
 from app.api.live_routes import LiveFilter, format_event, stream
 from app.events.stream import LiveMessage, LiveStream
@@ -225,7 +225,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, PagePlatform, Callable[[LiveMe
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
         thread = threading.Thread(target=lambda: asyncio.run(run(server, listener)), name="live-server")
         thread.start()
-        _until(lambda: server.started)
+        eventually(lambda: server.started)
         yield (
             f"http://127.0.0.1:{listener.getsockname()[1]}",
             platform,
@@ -253,7 +253,7 @@ def test_over_http_events_arrive_as_they_happen_and_the_subscription_ends_when_t
         assert answer.readline() == b"event: instance\n"
         assert json.loads(answer.readline().removeprefix(b"data: ")) == {"instance_id": "i1"}
         assert platform.live.subscribers == 1
-    _until(lambda: platform.live.subscribers == 0)
+    eventually(lambda: platform.live.subscribers == 0)
 
 
 @pytest.mark.sockets
@@ -278,7 +278,7 @@ def test_over_http_a_connection_dropped_in_the_middle_goes_on_without_loss_or_do
                     assert line == "event: event\n"
                 elif line.startswith("data: "):
                     got.append(json.loads(line[6:])["number"])
-        _until(lambda: platform.live.subscribers == 0)
+        eventually(lambda: platform.live.subscribers == 0)
     assert got == list(range(36))
 
 
@@ -291,10 +291,3 @@ def test_over_http_the_stream_ends_when_the_platform_stops(served):
             answer.readline()
         platform.live.close()
         assert answer.read() == b""
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < give_up, "it did not happen in time"
-        time.sleep(0.02)

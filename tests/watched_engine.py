@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
+
+from waiting import eventually
 
 from connectors.core.errors import CollectorError
 from connectors.docker.changes import ChangeWatch
@@ -36,7 +37,7 @@ class Watch:
         return [event.name.removeprefix("irca.docker.") for event in self.told]
 
     def wait(self, name, count=1):
-        until(lambda: self.names().count(name) >= count or not self.thread.is_alive())
+        eventually(lambda: self.names().count(name) >= count or not self.thread.is_alive())
         return [event for event in self.told if event.name == f"irca.docker.{name}"]
 
     def ended(self):
@@ -54,15 +55,8 @@ def watching(engine, state_dir, **options):
     follows = engine.requests.count("/events")
     watch = Watch(engine, state_dir, **options)
     # The first request for events looks back, the second follows.
-    until(lambda: engine.requests.count("/events") >= follows + 2 or not watch.thread.is_alive())
+    eventually(lambda: engine.requests.count("/events") >= follows + 2 or not watch.thread.is_alive())
     try:
         yield watch
     finally:
         watch.stop()
-
-
-def until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)

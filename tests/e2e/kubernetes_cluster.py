@@ -15,14 +15,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
+from waiting import eventually
 
 from connectors._version import __version__
 
@@ -35,21 +35,6 @@ QUICK = {"collect_interval": 2, "heartbeat_interval": 5, "kubelet_insecure": Tru
 
 SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
 """What all workers of one session of tests have in common."""
-
-Found = TypeVar("Found")
-
-
-def eventually(condition: Callable[[], Found], seconds: float = 150.0, why: Callable[[], str] = lambda: "") -> Found:
-    """What ``condition`` gives once it gives something; ``why`` is asked for a word when it never does.
-
-    The bound is against hanging. A kubelet that misses a container's end lets its pod go only with its next collection of garbage, a
-    minute later.
-    """
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not so within {seconds} s: {why()}"
-        time.sleep(0.5)
-    return value
 
 
 def kubectl(*words: str, given: object = None, check: bool = True) -> str:

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
+from waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY = "172.17.0.1"  # this machine, as its containers see it
@@ -27,15 +27,6 @@ KEY = "a-preset-admin-key-for-tests"
 SERVICE = "incident-rca-agent"
 PREFIX = f"sl-{os.getpid()}"
 _HOP = {"connection", "keep-alive", "transfer-encoding", "date", "server", "content-length"}
-
-
-def eventually(condition: Callable, seconds: float = 120.0):
-    deadline = time.monotonic() + seconds
-    while True:
-        if value := condition():
-            return value
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(0.2)
 
 
 def free_port() -> int:

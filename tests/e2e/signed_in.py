@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
+from waiting import eventually
 
 from tests.served_platform import ADMIN_KEY, Served
 
@@ -77,8 +77,11 @@ def api(served: Served, method: str, path: str, body: object = None) -> Any:
 
 def until(ask: Callable[[], Any], holds: Callable[[Any], object]) -> Any:
     """What ``ask`` says once ``holds`` is true of it."""
-    give_up = time.monotonic() + PATIENCE / 1000
-    while not holds(found := ask()):
-        assert time.monotonic() < give_up, found
-        time.sleep(0.1)
-    return found
+    answers: list[Any] = []
+
+    def held() -> object:
+        answers[:] = [ask()]
+        return holds(answers[0])
+
+    eventually(held, PATIENCE / 1000, lambda: answers)
+    return answers[0]

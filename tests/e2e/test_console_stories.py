@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from opamp_client import OpampAgent
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from waiting import eventually
 
 from tests.served_platform import ADMIN_KEY, Served, serve
 
@@ -157,7 +157,7 @@ def test_a_degraded_agent_and_its_reason_are_found_in_two_clicks(person, served)
         beat(served, made["agent_token"], machine, full=True)
     made, sick = provision(served, "checkout"), OpampAgent(fingerprint="sick", host="checkout-1")
     beat(served, made["agent_token"], sick, full=True, healthy=False, error="Collector filesystem failed: /mnt: Permission denied")
-    until(lambda: any(a["status"] == "degraded" for a in ask(served, "GET", "/api/v1/agents")["items"]))
+    eventually(lambda: any(a["status"] == "degraded" for a in ask(served, "GET", "/api/v1/agents")["items"]))
     page = person("viewer").page
     expect(page.get_by_role("row", name="checkout")).to_contain_text("Permission denied")  # at once, in fact
     page.get_by_role("link", name="1 degraded").click()
@@ -270,7 +270,7 @@ def test_the_new_pages_have_no_accessibility_violations_in_either_theme(person, 
     made, sick = provision(served, "checkout", labels={"team": "payments"}), OpampAgent(fingerprint="sick", host="checkout-1")
     beat(served, made["agent_token"], sick, full=True, healthy=False, error="Collector filesystem failed")
     waiting = provision(served, "edge")["agent_id"]
-    until(lambda: any(a["status"] == "degraded" for a in ask(served, "GET", "/api/v1/agents")["items"]))
+    eventually(lambda: any(a["status"] == "degraded" for a in ask(served, "GET", "/api/v1/agents")["items"]))
     agents = ("/agents", "/agents?sort=last_seen&order=desc", "/agents?search=nowhere")
     for path in ("/", *agents, "/connect", f"/connect/agents/{waiting}", f"/connect/agents/{made['agent_id']}", "/about"):
         page.goto(path)
@@ -305,10 +305,3 @@ def picture(page: Page, name: str) -> None:
     """A look at the page, where somebody wants one: IRCA_TEST_PICTURES names a folder."""
     if folder := os.environ.get("IRCA_TEST_PICTURES", ""):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, animations="disabled")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < give_up, "it did not happen in time"
-        time.sleep(0.05)

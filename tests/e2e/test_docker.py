@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+from waiting import eventually
 
 pytestmark = [pytest.mark.requires("docker", "base-image"), pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,15 +30,6 @@ def docker(*words: str, check: bool = True) -> str:
     done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=120, check=False)
     assert not check or done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-def eventually(condition: Callable, seconds: float = 150.0):
-    deadline = time.monotonic() + seconds
-    while True:
-        if value := condition():
-            return value
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(0.25)
 
 
 class Platform:

@@ -13,11 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from waiting import eventually
 
 pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(600)]
 
@@ -32,15 +32,6 @@ def docker(*words: str, check: bool = True) -> str:
     done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=300, check=False)
     assert not check or done.returncode == 0, done.stderr
     return (done.stdout if check else done.stdout + done.stderr).strip()
-
-
-def eventually(condition, seconds: float = 150.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"did not come true within {seconds} s: {condition()!r}")
 
 
 def base_arguments() -> list[str]:

@@ -14,7 +14,6 @@ from e2e.kubernetes_cluster import (
     ClusterPlatform,
     Provisioned,
     apply,
-    eventually,
     get,
     kubectl,
     objects_of,
@@ -23,6 +22,7 @@ from e2e.kubernetes_cluster import (
     pods,
     why,
 )
+from waiting import eventually
 
 from connectors.kubernetes.access import needed
 from connectors.kubernetes.config import K8sAgentConfig

@@ -13,7 +13,6 @@ from e2e.kubernetes_cluster import (
     Provisioned,
     apply,
     doubled,
-    eventually,
     get,
     kubectl,
     own_namespace,
@@ -21,6 +20,7 @@ from e2e.kubernetes_cluster import (
     pods,
     why,
 )
+from waiting import eventually
 
 pytestmark = [pytest.mark.requires("kubernetes", "helm", "docker"), pytest.mark.timeout(900)]
 TAKES_OVER_WITHIN = 15.0

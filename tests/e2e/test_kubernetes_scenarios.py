@@ -17,7 +17,6 @@ from e2e.kubernetes_cluster import (
     apply,
     deploy,
     doubled,
-    eventually,
     get,
     kubectl,
     objects_of,
@@ -26,6 +25,7 @@ from e2e.kubernetes_cluster import (
     pod_spec,
     why,
 )
+from waiting import eventually
 
 pytestmark = [pytest.mark.requires("kubernetes", "helm", "docker"), pytest.mark.timeout(900)]
 NOWHERE = "127.0.0.1:9/shop/missing:2"

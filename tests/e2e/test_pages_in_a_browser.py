@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from waiting import eventually
 
 from app.events.stream import LiveMessage
 from app.fleet.views import Status
@@ -60,7 +61,7 @@ def _serve(platform: PagePlatform) -> Iterator[Served]:
         server = uvicorn.Server(uvicorn.Config(make_app(platform), log_level="warning", lifespan="on", timeout_graceful_shutdown=10))
         thread = threading.Thread(target=lambda: asyncio.run(run()), name="page-server")
         thread.start()
-        _until(lambda: server.started)
+        eventually(lambda: server.started)
         yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", platform, loops[0].call_soon_threadsafe)
         loops[0].call_soon_threadsafe(platform.live.close)
         server.should_exit = True
@@ -191,7 +192,7 @@ def test_new_samples_are_appended_by_asking_for_the_end_of_the_range_only(visit,
     expect(page.locator("#live")).to_have_text("Live")
     before = len(served.platform.prometheus.asked)
     served.call(served.platform.live.publish, LiveMessage("samples", {"instance_id": identifier("web-1")}))
-    _until(lambda: _pumped(page) and len(served.platform.prometheus.asked) >= before + 8)
+    eventually(lambda: _pumped(page) and len(served.platform.prometheus.asked) >= before + 8)
     later = served.platform.prometheus.asked[before:]
     assert max(float(q["end"]) - float(q["start"]) for q in later) <= 120
     _drawn(page)
@@ -445,10 +446,3 @@ def test_an_empty_fleet_is_accessible_and_its_command_can_be_copied(tmp_path, br
 def _pumped(page: Page) -> bool:
     page.wait_for_timeout(50)
     return True
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < give_up, "it did not happen in time"
-        time.sleep(0.02)

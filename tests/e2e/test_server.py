@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from e2e.server_hosts import SERVICE, Host, Platform, docker, eventually
+from e2e.server_hosts import SERVICE, Host, Platform, docker
+from waiting import eventually
 
 from connectors._version import __version__
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from e2e.server_hosts import SERVICE, Host, Platform, eventually
+from e2e.server_hosts import SERVICE, Host, Platform
+from waiting import eventually
 
 from connectors._version import __version__
 from connectors.core.package_manifest import rfc3339

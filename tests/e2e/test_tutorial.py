@@ -9,13 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import pytest
+from waiting import eventually
 
 pytestmark = [
     pytest.mark.sockets,
@@ -62,11 +62,8 @@ class Desk:
         done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=60, check=True)
         return json.loads(done.stdout)["items"]
 
-    def until(self, holds: Callable[[], object], what: str, timeout: float = 60) -> None:
-        deadline = time.monotonic() + timeout
-        while not holds():
-            assert time.monotonic() < deadline, what
-            time.sleep(0.5)
+    def until(self, holds: Callable[[], object], what: str) -> None:
+        eventually(holds, why=lambda: what)
 
 
 @pytest.fixture
@@ -147,10 +144,10 @@ def test_the_tutorial_leads_from_nothing_to_a_webhook(desk: Desk):
     desk.until(lambda: any(d["last_error"] for d in desk.ask(*waiting)), "nothing waits for the receiver")
     lost = {d["event_id"] for d in desk.ask(*waiting)}
     with Terminal(desk):
-        desk.until(lambda: all(event in printed() for event in lost), "what waited does not arrive", 120)
+        desk.until(lambda: all(event in printed() for event in lost), "what waited does not arrive")
         before = len(printed().splitlines())
         assert "1 deliveries are on their way" in desk.run("webhooks replay")
-        desk.until(lambda: len(printed().splitlines()) > before, "the replay does not arrive", 120)
+        desk.until(lambda: len(printed().splitlines()) > before, "the replay does not arrive")
 
     assert "webhook.replay" in desk.run("audit list")
     assert "2 changes made" in desk.run("--prune --yes")

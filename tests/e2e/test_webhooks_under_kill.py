@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from waiting import eventually
 from webhook_receiver import Received, receiver
 
 pytestmark = pytest.mark.sockets
@@ -41,7 +42,7 @@ class RunningPlatform:
 
     def start(self) -> None:
         self.process = subprocess.Popen([sys.executable, "-m", "app.cli", "serve"], cwd=ROOT, env=self.environment)
-        until(self.answers)
+        eventually(self.answers)
 
     def answers(self) -> bool:
         assert self.process.poll() is None, "the platform ended"
@@ -66,13 +67,6 @@ class RunningPlatform:
             self.client.delete(f"/api/v1/enrolment-tokens/{token['id']}")
 
 
-def until(condition, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.05)
-
-
 def first_arrivals(received: list[Received]) -> dict[str, list[str]]:
     """Event types by agent, in the order in which each event first arrived."""
     seen, order = set(), {}
@@ -93,7 +87,7 @@ def test_every_event_arrives_in_order_though_receiver_and_platform_die_in_the_mi
             assert platform.client.post("/api/v1/webhooks", json=body).status_code == 201
             for number in range(AGENTS):
                 platform.provision(f"env-{number}")
-            until(lambda: before.received)
+            eventually(lambda: before.received)
         platform.revoke_tokens("env-0")  # nobody listens now
         time.sleep(1.2)
         platform.kill()
@@ -104,7 +98,7 @@ def test_every_event_arrives_in_order_though_receiver_and_platform_die_in_the_mi
         with receiver(port) as after:
             platform.start()
             wanted = AGENTS + 6
-            until(lambda: sum(map(len, first_arrivals(before.received + after.received).values())) >= wanted, 120)
+            eventually(lambda: sum(map(len, first_arrivals(before.received + after.received).values())) >= wanted, 120)
             order = first_arrivals(before.received + after.received)
         assert len(order) == AGENTS
         assert sum(map(len, order.values())) == wanted

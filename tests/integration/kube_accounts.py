@@ -31,14 +31,6 @@ def kubectl(*arguments: str, document: object = None, check: bool = True) -> str
     return done.stdout.strip()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 150) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
-    return found
-
-
 class Proxy:
     """Passes bytes on to the API server, until it is told to refuse, to hang or to cut."""
 

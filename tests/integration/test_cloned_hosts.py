@@ -8,12 +8,12 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+from waiting import eventually
 
 pytestmark = pytest.mark.requires("docker", "base-image")
 
@@ -27,15 +27,6 @@ def docker(*arguments: str, check: bool = True) -> str:
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 or not check, done.stderr
     return done.stdout.strip()
-
-
-def eventually(condition: Callable, seconds: float = 150.0):
-    deadline = time.monotonic() + seconds
-    while True:
-        if value := condition():
-            return value
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(0.2)
 
 
 class Platform:

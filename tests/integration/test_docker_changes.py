@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from integration.docker_engines import faulty_proxy, private_engine
+from waiting import eventually
 
 from connectors.agent_factory import AgentFactory
 from connectors.core.errors import CollectorError
@@ -55,7 +56,7 @@ class Watch:
         self.agent = AgentFactory.create_agent("docker", "http://172.17.0.1:8000", "token-123", config)
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
-        wait_for(lambda: self.failures or ((memory := self._memory()) and memory.mark and self._follows()))
+        eventually(lambda: self.failures or ((memory := self._memory()) and memory.mark and self._follows()))
 
     def _memory(self):
         watch = self.agent.__dict__.get("_change_watch")
@@ -86,8 +87,8 @@ class Watch:
         found = [e for e in self.told if e.name == f"irca.docker.{name}"]
         return [e for e in found if not container or e.resource.get("container.name") == container]
 
-    def wait(self, name, container="", count=1, seconds=120):
-        wait_for(lambda: len(self.named(name, container)) >= count, seconds, lambda: [e.name for e in self.told])
+    def wait(self, name, container="", count=1):
+        eventually(lambda: len(self.named(name, container)) >= count, why=lambda: [e.name for e in self.told])
         return self.named(name, container)
 
     def stop(self):
@@ -103,13 +104,6 @@ def watching(state_dir, prefix, **config):
         yield watch
     finally:
         watch.stop()
-
-
-def wait_for(condition, seconds: float = 120, what=lambda: "it did not come about") -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
 
 
 def test_the_life_of_a_container_is_told_event_by_event(prefix, tmp_path):
@@ -251,7 +245,7 @@ def test_a_cut_connection_is_taken_up_again_without_loss_and_without_a_gap(prefi
         proxy.down()
         docker("pause", f"{prefix}-a")
         docker("unpause", f"{prefix}-a")
-        wait_for(lambda: watch.failures)
+        eventually(lambda: watch.failures)
         proxy.up()
         watch.wait("container.unpause")
         proxy.cut()
@@ -275,7 +269,7 @@ def test_an_engine_that_is_restarted_leaves_one_gap_and_is_followed_again(prefix
         [changed] = watch.wait("container.changed")
         engine.freeze()
         frozen = len(watch.failures)
-        wait_for(lambda: any("does not answer" in reason for reason in watch.failures[frozen:]), 60)
+        eventually(lambda: any("does not answer" in reason for reason in watch.failures[frozen:]))
         engine.freeze(False)
         engine.docker("pause", f"{prefix}-a")
         watch.wait("container.pause")

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from connectors.agent_factory import AgentFactory
 from connectors.core.errors import ControlError, NotDeployedError, PermissionRefusedError, RuntimeUnavailableError
@@ -212,19 +213,12 @@ def test_the_memory_agrees_with_the_containers_own_cgroup_file(prefix):
     name = f"{prefix}-memory"
     docker("run", "-d", "--name", name, IMAGE, "python3", "-c", "import time; x = bytearray(50_000_000); time.sleep(600)")
     script = "cat /sys/fs/cgroup/memory/memory.usage_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.current"
-    wait_for(lambda: values(agent().collect_metrics(), name)["container.memory.usage"] > 50_000_000)
+    eventually(lambda: values(agent().collect_metrics(), name)["container.memory.usage"] > 50_000_000)
 
     found = values(agent().collect_metrics(), name)
 
     assert found["container.memory.usage"] == pytest.approx(int(docker("exec", name, "sh", "-c", script)), rel=0.1)
     assert found["container.memory.rss"] >= 50_000_000
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
 
 
 def test_states_health_and_restarts_are_the_engines(prefix):
@@ -236,8 +230,8 @@ def test_states_health_and_restarts_are_the_engines(prefix):
     docker("run", "-d", "--name", looping, "--restart", "on-failure:2", IMAGE, "sh", "-c", "exit 7")
     made = agent()
     try:
-        wait_for(lambda: values(made.collect_metrics(), sick)["irca.container.health.status|unhealthy"] == 1)
-        wait_for(lambda: values(made.collect_metrics(), looping)["irca.container.restart.count"] == 2)
+        eventually(lambda: values(made.collect_metrics(), sick)["irca.container.health.status|unhealthy"] == 1)
+        eventually(lambda: values(made.collect_metrics(), looping)["irca.container.restart.count"] == 2)
         collection = made.collect_metrics()
     finally:
         docker("unpause", paused)

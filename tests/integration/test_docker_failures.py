@@ -9,13 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
 import pytest
 from fake_platform import FakePlatform
 from integration.docker_engines import faulty_proxy, private_engine
+from waiting import eventually
 
 from connectors.agent_factory import AgentFactory
 
@@ -306,18 +306,18 @@ class RunningAgent:
         told = [message.health for _, message in self.platform.messages if message.HasField("health")]
         return (told[-1].healthy, told[-1].last_error) if told else (None, "")
 
-    def wait(self, condition, seconds=120):
-        deadline = time.monotonic() + seconds
-        while not condition(*self.health()):
+    def wait(self, condition):
+        def so():
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, f"{self.health()}\n{self.log.read_text()[-3000:]}"
-            time.sleep(0.05)
+            return condition(*self.health())
 
-    def wait_healthy(self, seconds=120):
-        self.wait(lambda healthy, _reason: healthy is True, seconds)
+        eventually(so, why=lambda: f"{self.health()}\n{self.log.read_text()[-3000:]}")
 
-    def wait_degraded(self, why, seconds=20):
-        self.wait(lambda healthy, reason: healthy is False and why in reason, seconds)
+    def wait_healthy(self):
+        self.wait(lambda healthy, _reason: healthy is True)
+
+    def wait_degraded(self, why):
+        self.wait(lambda healthy, reason: healthy is False and why in reason)
 
 
 @pytest.fixture

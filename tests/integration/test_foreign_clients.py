@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
 import uvicorn
@@ -15,6 +13,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
+from waiting import eventually
 
 from app.main import create_app
 from app.settings import Settings
@@ -31,21 +30,12 @@ def platform(tmp_path):
     server = uvicorn.Server(uvicorn.Config(create_app(Settings(data_dir=tmp_path, admin_api_key=KEY)), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, name="platform")
     thread.start()
-    wait_until(lambda: server.started)
+    eventually(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers={"authorization": f"Bearer {KEY}"}) as client:
         yield client
     server.should_exit = True
     thread.join(20)
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 20.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := condition():
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"not so within {seconds} s")
 
 
 def token_for(platform, agent_type: str = "server") -> str:
@@ -71,13 +61,13 @@ def test_the_python_opamp_client_joins_the_fleet_beats_and_says_goodbye(platform
     agent = OpAMPAgent(interval=1, callbacks=Silent(), client=client)
     agent.start()
     try:
-        (instance,) = wait_until(lambda: [i for i in instances(platform) if i["status"] == "healthy"])
+        (instance,) = eventually(lambda: [i for i in instances(platform) if i["status"] == "healthy"])
         assert (instance["name"], instance["version"]) == ("shop-1", "2.0")
         first = instance["last_seen_at"]
-        wait_until(lambda: instances(platform)[0]["last_seen_at"] > first)
+        eventually(lambda: instances(platform)[0]["last_seen_at"] > first)
     finally:
         agent.stop()
-    wait_until(lambda: instances(platform)[0]["status"] == "stopped")
+    eventually(lambda: instances(platform)[0]["status"] == "stopped")
 
 
 def test_the_opentelemetry_sdk_sends_metrics_with_a_token_and_is_an_instance(platform):
@@ -88,7 +78,7 @@ def test_the_opentelemetry_sdk_sends_metrics_with_a_token_and_is_an_instance(pla
     provider = MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=60_000)], resource=resource)
     provider.get_meter("test").create_counter("orders", unit="{order}").add(3, {"shop": "a"})
     assert provider.force_flush()
-    (instance,) = wait_until(lambda: instances(platform))
+    (instance,) = eventually(lambda: instances(platform))
     assert instance["name"] == "shop-2"
     answer = platform.get("/prometheus/api/v1/query", params={"query": "orders_total"}).json()
     (sample,) = answer["data"]["result"]

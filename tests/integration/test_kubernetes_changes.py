@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
-from integration.kube_accounts import kubectl, wait_for
+from integration.kube_accounts import kubectl
+from waiting import eventually
 
 from connectors.kubernetes.access import Access
 from connectors.kubernetes.changes import ChangeReporter
@@ -79,8 +80,8 @@ class Watching:
     def start(self):
         self._watches.start()
         self._thread.start()
-        wait_for(lambda: all((state := self.view.state(kind.name)).synced or not state.served for kind in self.view.kinds))
-        wait_for(lambda: not self.view.waiting)
+        eventually(lambda: all((state := self.view.state(kind.name)).synced or not state.served for kind in self.view.kinds))
+        eventually(lambda: not self.view.waiting)
 
     def _run(self):
         ticked = 0.0
@@ -109,7 +110,7 @@ class Watching:
 
     def wait(self, what, namespace=None, **attributes):
         """The one such event, when it has come."""
-        wait_for(lambda: self.named(what, namespace, **attributes))
+        eventually(lambda: self.named(what, namespace, **attributes))
         [event] = self.named(what, namespace, **attributes)
         return event
 
@@ -196,7 +197,7 @@ def test_stateful_sets_and_daemon_sets_roll_out_too(namespace, watching):
                 spec |= {"serviceName": "db", "replicas": 1}
             apply(namespace, kind, name, "apps/v1", spec=spec)
             number = 1 if value == "a" else 2
-            wait_for(lambda name=name, n=number: len(seen.named("rollout.completed", namespace, irca_k8s_object_name=name)) == n)
+            eventually(lambda name=name, n=number: len(seen.named("rollout.completed", namespace, irca_k8s_object_name=name)) == n)
 
     for name in ("db", "logs"):
         seen.wait("workload.created", namespace, irca_k8s_object_name=name)
@@ -239,7 +240,7 @@ def test_what_is_wrong_with_pods_is_told_once_each(namespace, watching):
     loop = seen.wait("pod.crash_loop", namespace)
     # Not every runtime tells the kubelet that memory ran out; what the cluster itself does not say is only suspected.
     path = "jsonpath={.status.containerStatuses[0].state.terminated.reason}"
-    reason = wait_for(lambda: kubectl("-n", namespace, "get", "pod", "hungry", "-o", path))
+    reason = eventually(lambda: kubectl("-n", namespace, "get", "pod", "hungry", "-o", path))
     what = "pod.oom_killed" if reason == "OOMKilled" else "pod.container_exited"
     killed = seen.wait(what, namespace, k8s_pod_name="hungry")
     nowhere = seen.wait("pod.failed_scheduling", namespace)
@@ -257,7 +258,7 @@ def test_what_is_wrong_with_pods_is_told_once_each(namespace, watching):
     assert "0/1 nodes are available" in nowhere.attributes["irca.k8s.message"]
     assert 'configmap "not-there" not found' in misled.attributes["irca.k8s.message"]
     assert job.attributes["irca.k8s.condition.reason"] == "BackoffLimitExceeded"
-    wait_for(lambda: len(seen.named("pod.container_exited", namespace, k8s_pod_name="crash")) >= 3)
+    eventually(lambda: len(seen.named("pod.container_exited", namespace, k8s_pod_name="crash")) >= 3)
     exits = seen.named("pod.container_exited", namespace, k8s_pod_name="crash")
     assert "no such table" in exits[0].attributes["irca.k8s.message"]
     assert all(event.time_unix_nano <= time.time_ns() for event in seen.events)
@@ -266,7 +267,7 @@ def test_what_is_wrong_with_pods_is_told_once_each(namespace, watching):
     assert len(seen.named("pod.crash_loop", namespace)) == 1
     assert len(seen.named(what, namespace, k8s_pod_name="hungry")) == 1
     assert not seen.named("pod.container_exited", namespace, k8s_pod_name="fine")
-    warned = wait_for(lambda: seen.named("warning.recorded", namespace, irca_k8s_event_reason="BackOff", k8s_pod_name="crash"))
+    warned = eventually(lambda: seen.named("warning.recorded", namespace, irca_k8s_event_reason="BackOff", k8s_pod_name="crash"))
     assert warned[0].resource["k8s.container.name"] == "app"
 
 
@@ -304,7 +305,7 @@ def test_what_is_configured_is_told_without_its_values(namespace, watching):
     )
 
     apply(namespace, "ResourceQuota", "team", spec={"hard": {"pods": "1"}})
-    wait_for(lambda: kubectl("-n", namespace, "get", "quota", "team", "-o", "jsonpath={.status.hard.pods}") == "1")
+    eventually(lambda: kubectl("-n", namespace, "get", "quota", "team", "-o", "jsonpath={.status.hard.pods}") == "1")
     deploy(namespace, "web", replicas=3)
     warned = seen.wait("warning.recorded", namespace, irca_k8s_event_reason="FailedCreate")
     assert "exceeded quota: team" in warned.attributes["irca.k8s.message"]
@@ -357,7 +358,7 @@ def test_a_namespace_is_told_and_what_goes_with_it_is_not(watching):
     kubectl("delete", "namespace", name, "--timeout=60s")
 
     seen.wait("namespace.deleted", irca_k8s_object_name=name)
-    wait_for(lambda: seen.view.get("namespaces", "", name) is None)
+    eventually(lambda: seen.view.get("namespaces", "", name) is None)
     assert not seen.named("configmap.deleted", name)
     assert not seen.named("workload.deleted", name)
     assert not seen.named("configmap.created", name, irca_k8s_object_name="kube-root-ca.crt")
@@ -376,7 +377,7 @@ def test_the_next_leader_tells_what_happened_while_nobody_led_under_the_same_ids
     apply(namespace, "ConfigMap", "settings", data={"colour": "blue", "size": "9"})
     apply(namespace, "Pod", "crash", spec={**pod_spec("exit 3"), "restartPolicy": "Never"})
     kubectl("-n", namespace, "rollout", "status", "deployment/web", "--timeout=60s")
-    wait_for(lambda: former.named("pod.container_exited", namespace) and former.named("rollout.completed", namespace))
+    eventually(lambda: former.named("pod.container_exited", namespace) and former.named("rollout.completed", namespace))
     following, stranger = watching(since=left_at), watching()
 
     for what in ("rollout.started", "rollout.completed", "configmap.changed", "pod.container_exited"):
@@ -416,7 +417,7 @@ def test_thousands_of_warnings_a_minute_are_bounded_and_counted(namespace, watch
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(warn, range(3000)))
     took = time.monotonic() - begun
-    wait_for(lambda: seen.view.waiting == 0 and seen.view._held["events"].versions)
+    eventually(lambda: seen.view.waiting == 0 and seen.view._held["events"].versions)
     time.sleep(2)
     seen.reporter.close()
 

@@ -8,12 +8,12 @@ import json
 import os
 import subprocess
 import threading
-import time
 import uuid
 from pathlib import Path
 
 import pytest
 from integration.kube_accounts import Account
+from waiting import eventually
 
 from connectors.agent_factory import AgentFactory
 from connectors.core.errors import ControlError, NotDeployedError, PermissionRefusedError, RuntimeUnavailableError
@@ -82,14 +82,6 @@ def outcome(collection):
     return {result.name: result.reason for result in collection.collectors}
 
 
-def wait_for(condition, seconds: float = 150):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.3)
-    return found
-
-
 def pod_spec(command: str) -> dict[str, object]:
     container = {"name": "app", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", command]}
     return {"terminationGracePeriodSeconds": 0, "containers": [container]}
@@ -106,17 +98,17 @@ def test_a_real_cluster_is_measured(namespace):
     made = agent(kube_page_size=2)
     here = {"k8s_namespace_name": namespace}
 
-    wait_for(lambda: values(made.collect_metrics(), **here, k8s_deployment_name="web").get("k8s.deployment.pod.available") == 2)
+    eventually(lambda: values(made.collect_metrics(), **here, k8s_deployment_name="web").get("k8s.deployment.pod.available") == 2)
     crashed = {"k8s_pod_name": "crash", "k8s_container_name": "app"}
-    wait_for(lambda: values(made.collect_metrics(), **here, **crashed).get("k8s.container.restart.count", 0) >= 1)
-    wait_for(lambda: values(made.collect_metrics(), **here, **crashed).get("k8s.container.ready") == 0)
-    wait_for(lambda: values(made.collect_metrics(), **here, k8s_pod_name="done").get("k8s.pod.status.phase|Succeeded") == 1)
+    eventually(lambda: values(made.collect_metrics(), **here, **crashed).get("k8s.container.restart.count", 0) >= 1)
+    eventually(lambda: values(made.collect_metrics(), **here, **crashed).get("k8s.container.ready") == 0)
+    eventually(lambda: values(made.collect_metrics(), **here, k8s_pod_name="done").get("k8s.pod.status.phase|Succeeded") == 1)
     collection = made.collect_metrics()
 
     assert set(outcome(collection).values()) == {""}
     assert values(collection, **here, k8s_deployment_name="web")["k8s.deployment.pod.desired"] == 2
     assert values(collection, **here, k8s_pod_name="unschedulable")["k8s.pod.status.phase|Pending"] == 1
-    team = wait_for(lambda: values(made.collect_metrics(), **here, k8s_resourcequota_name="team"))
+    team = eventually(lambda: values(made.collect_metrics(), **here, k8s_resourcequota_name="team"))
     assert team["k8s.resourcequota.object_count.hard|pods"] == 7
     assert team["k8s.resourcequota.object_count.hard|count/configmaps"] == 20
     [node] = [r for r in collection.resources if r.resource.keys() == {"k8s.node.uid", "k8s.node.name"}]

@@ -9,11 +9,11 @@ import os
 import signal
 import subprocess
 import threading
-import time
 import uuid
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from app.api.chart_repository import ChartRepository
 from connectors.agent_factory import AgentFactory
@@ -30,14 +30,6 @@ def kubectl(*arguments: str, document: object = None, check: bool = True) -> str
     done = subprocess.run(["kubectl", *arguments], input=given, capture_output=True, text=True, timeout=60, check=False)
     assert not check or done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-def eventually(condition, seconds: float = 150):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
-    return found
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from integration.kube_accounts import Account, Pod, kubectl, proxy, wait_for
+from integration.kube_accounts import Account, Pod, kubectl, proxy
 from lightkube.config.kubeconfig import KubeConfig
+from waiting import eventually
 
 from connectors.kubernetes import watch as watch_module
 from connectors.kubernetes.access import Access, needed
@@ -78,7 +79,7 @@ def configure(account, name, value):
 
 
 def leads(each):
-    wait_for(lambda: each.watch.leading)
+    eventually(lambda: each.watch.leading)
     each.watch.wait_for_lists(20)
     return each.watch.leading
 
@@ -88,7 +89,7 @@ def test_the_documented_rights_are_enough_for_every_kind(pod):
     assert leads(one)
     assert one.reasons() == {""}
     assert all(one.view.state(kind.name).synced for kind in one.view.kinds)
-    wait_for(lambda: all(one.view.state(kind.name).requests >= 2 for kind in one.view.kinds))
+    eventually(lambda: all(one.view.state(kind.name).requests >= 2 for kind in one.view.kinds))
     time.sleep(0.5)
     assert one.reasons() == {""}
 
@@ -99,15 +100,15 @@ def test_an_api_server_that_is_away_is_told_and_what_happened_meanwhile_is_not_l
     one = pod("configmaps", "pods", "nodes")
     assert leads(one)
     behind.down()
-    wait_for(lambda: all("cannot be reached" in reason for reason in one.reasons()))
-    wait_for(lambda: "cannot be reached" in one.elector.reason)
+    eventually(lambda: all("cannot be reached" in reason for reason in one.reasons()))
+    eventually(lambda: "cannot be reached" in one.elector.reason)
     configure(account, "changes", "2")
     configure(account, "comes", "1")
-    wait_for(lambda: not one.watch.leading)
+    eventually(lambda: not one.watch.leading)
     behind.up()
-    wait_for(lambda: one.watch.leading and one.reasons() == {""})
-    wait_for(lambda: one.changes("configmaps", "comes") == 1)
-    wait_for(lambda: one.changes("configmaps", "changes") == 1)
+    eventually(lambda: one.watch.leading and one.reasons() == {""})
+    eventually(lambda: one.changes("configmaps", "comes") == 1)
+    eventually(lambda: one.changes("configmaps", "changes") == 1)
     time.sleep(1)
     assert one.changes("configmaps", "comes") == 1
     assert one.changes("configmaps", "changes") == 1
@@ -120,12 +121,12 @@ def test_an_api_server_that_hangs_suspends_the_leader_until_it_answers(account, 
     one = pod("configmaps")
     assert leads(one)
     behind.hang()
-    wait_for(lambda: "does not answer within" in one.elector.reason)
-    wait_for(lambda: not one.watch.leading)
+    eventually(lambda: "does not answer within" in one.elector.reason)
+    eventually(lambda: not one.watch.leading)
     configure(account, "comes", "1")
     behind.go_on()
-    wait_for(lambda: one.watch.leading)
-    wait_for(lambda: one.changes("configmaps", "comes") == 1)
+    eventually(lambda: one.watch.leading)
+    eventually(lambda: one.changes("configmaps", "comes") == 1)
 
 
 def test_a_service_account_that_was_made_anew_is_told_and_its_new_token_is_taken(account, behind, pod):
@@ -134,11 +135,11 @@ def test_a_service_account_that_was_made_anew_is_told_and_its_new_token_is_taken
     account.recreate()
     time.sleep(11)  # for as long the API server remembers whom it knew
     behind.cut()
-    wait_for(lambda: all("does not accept the agent's credentials" in reason for reason in one.reasons()))
+    eventually(lambda: all("does not accept the agent's credentials" in reason for reason in one.reasons()))
     configure(account, "comes", "1")
     account.issue()
-    wait_for(lambda: one.reasons() == {""} and one.watch.leading)
-    wait_for(lambda: one.changes("configmaps", "comes") == 1)
+    eventually(lambda: one.reasons() == {""} and one.watch.leading)
+    eventually(lambda: one.changes("configmaps", "comes") == 1)
     assert one.elector.standing[1] == 1
 
 
@@ -148,9 +149,9 @@ def test_a_token_that_was_rotated_is_read_from_its_file(account, behind, pod):
     account.token_file.write_text("not the token that you remember")
     one.cluster.close()
     behind.cut()
-    wait_for(lambda: one.reasons() != {""})
+    eventually(lambda: one.reasons() != {""})
     account.issue()
-    wait_for(lambda: one.reasons() == {""} and one.watch.leading)
+    eventually(lambda: one.reasons() == {""} and one.watch.leading)
 
 
 def test_a_kind_that_may_not_be_read_degrades_alone_with_the_exact_rule_and_comes_back(account, pod, monkeypatch):
@@ -161,19 +162,19 @@ def test_a_kind_that_may_not_be_read_degrades_alone_with_the_exact_rule_and_come
     one = pod("deployments", "configmaps", "nodes")
     assert leads(one)
     reason = "forbidden: the agent's role lacks verb list on resource deployments (API group apps)"
-    wait_for(lambda: one.view.state("deployments").reason == reason)
+    eventually(lambda: one.view.state("deployments").reason == reason)
     assert one.view.state("nodes").count >= 1
     configure(account, "comes", "1")
-    wait_for(lambda: one.changes("configmaps", "comes") == 1)
+    eventually(lambda: one.changes("configmaps", "comes") == 1)
     account.allow(*rights)
-    wait_for(lambda: one.view.state("deployments").synced and one.reasons() == {""})
+    eventually(lambda: one.view.state("deployments").synced and one.reasons() == {""})
 
 
 def test_without_the_lease_nobody_leads_and_the_exact_rule_is_told(account, pod):
     account.allow(*(access for access in needed(K8sAgentConfig()) if access.resource != "leases"))
     time.sleep(1)
     one = pod("nodes")
-    wait_for(lambda: one.elector.reason)
+    eventually(lambda: one.elector.reason)
     assert one.elector.reason == "forbidden: the agent's role lacks verb get on resource leases (API group coordination.k8s.io)"
     assert not one.watch.leading
 
@@ -186,16 +187,16 @@ def test_a_watch_that_the_api_server_calls_too_old_lists_again_without_doubling(
     one = pod("events", "configmaps")
     assert leads(one)
     [events, _] = one.watch._watches._watches
-    wait_for(lambda: events._stream)
+    eventually(lambda: events._stream)
     behind.hang()
     warn(account, "meanwhile")
     behind.cut()
     events._version = "1"
     behind.go_on()
-    wait_for(lambda: one.view.state("events").relists == 1 and one.reasons() == {""})
-    wait_for(lambda: one.changes("events", "meanwhile") == 1)
+    eventually(lambda: one.view.state("events").relists == 1 and one.reasons() == {""})
+    eventually(lambda: one.changes("events", "meanwhile") == 1)
     warn(account, "after")
-    wait_for(lambda: one.changes("events", "after") == 1)
+    eventually(lambda: one.changes("events", "after") == 1)
     time.sleep(1)
     assert one.changes("events", "meanwhile") == 1
     assert one.changes("events", "before") == 0
@@ -268,9 +269,9 @@ class Candidate:
 @pytest.fixture
 def candidates(account):
     made = [Candidate("one")]
-    wait_for(lambda: made[0].said(["leading", True]))
+    eventually(lambda: made[0].said(["leading", True]))
     made.append(Candidate("two"))
-    wait_for(lambda: made[1].said(["leading", False]))
+    eventually(lambda: made[1].said(["leading", False]))
     time.sleep(3)
     yield made
     for each in made:
@@ -281,17 +282,17 @@ def candidates(account):
 def test_another_takes_over_from_a_leader_that_is_killed_or_frozen_and_no_change_is_told_twice(account, candidates, how):
     one, two = candidates
     configure(account, "before", "1")
-    wait_for(lambda: one.said(["configmaps", "before", False]))
+    eventually(lambda: one.said(["configmaps", "before", False]))
     gone = time.monotonic()
     one.process.send_signal(how)
-    [taken] = wait_for(lambda: two.said(["leading", True]))
+    [taken] = eventually(lambda: two.said(["leading", True]))
     assert taken - gone < 15
-    wait_for(lambda: two.said(["configmaps", "before", True]))
+    eventually(lambda: two.said(["configmaps", "before", True]))
     if how is signal.SIGSTOP:
         one.process.send_signal(signal.SIGCONT)
-        wait_for(lambda: one.lines[-1][1] == ["leading", False])
+        eventually(lambda: one.lines[-1][1] == ["leading", False])
     configure(account, "after", "1")
-    wait_for(lambda: two.said(["configmaps", "after", False]))
+    eventually(lambda: two.said(["configmaps", "after", False]))
     time.sleep(2)
     for name in ("before", "after"):
         assert len(one.said(["configmaps", name, False])) + len(two.said(["configmaps", name, False])) == 1
@@ -311,7 +312,7 @@ def test_clocks_that_differ_by_a_day_do_not_unseat_a_leader_nor_keep_a_dead_one(
     one.elector._release = lambda: None  # it dies without a word
     one.stop()
     died = time.monotonic()
-    wait_for(lambda: two.watch.leading)
+    eventually(lambda: two.watch.leading)
     assert time.monotonic() - died < 15
 
 
@@ -330,6 +331,6 @@ def test_thousands_of_events_a_minute_are_bounded_and_counted(account, pod):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(number)))
     writer.close()
-    wait_for(lambda: len(one.told) + one.view.state("events").dropped >= number)
+    eventually(lambda: len(one.told) + one.view.state("events").dropped >= number)
     assert one.view.state("events").dropped > 0
     assert one.reasons() == {""}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 import urllib.parse
 import uuid
 
 import pytest
+from waiting import eventually
 
 from connectors.agent_factory import AgentFactory
 from connectors.kubernetes.quota import quantity
@@ -43,14 +43,6 @@ def apply(namespace, kind, name, api="v1", **rest):
 def pod_spec(command, **resources):
     container = {"name": "app", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", command], "resources": resources}
     return {"terminationGracePeriodSeconds": 0, "containers": [container]}
-
-
-def wait_for(condition, seconds=150.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.5)
-    return found
 
 
 @pytest.fixture
@@ -112,26 +104,22 @@ def test_what_a_container_uses_is_what_its_control_group_counts(namespace, agent
 
     whole = {"k8s_namespace_name": namespace, "k8s_pod_name": "busy"}
 
-    def both_were_looked_at_twice():
+    def looked_at_twice():
+        before, _ = control_group(namespace, "busy")
         seen = made.collect_metrics()
         of_the_container, of_the_pod = values(seen, **app), values(seen, **whole)
-        return (
-            of_the_container.get("container.cpu.usage", 0) > 0.1
-            and of_the_pod.get("k8s.pod.cpu.time", 0) >= of_the_container["container.cpu.time"] * 0.5
-        )
+        # As much as its limit lets it have, once the machine has that much to give.
+        at_its_limit = of_the_container.get("container.cpu.usage") == pytest.approx(0.2, rel=0.35)
+        both = at_its_limit and of_the_pod.get("k8s.pod.cpu.time", 0) >= of_the_container["container.cpu.time"] * 0.5
+        return (before, seen, *control_group(namespace, "busy")) if both else None
 
     # The kubelet looks at each control group by itself, every ten seconds or so, and knows the use of CPU from its second look on.
-    wait_for(both_were_looked_at_twice)
-    before, _ = control_group(namespace, "busy")
-    collection = made.collect_metrics()
-    after, memory = control_group(namespace, "busy")
+    before, collection, after, memory = eventually(looked_at_twice, why=lambda: values(made.collect_metrics(), **app))
 
     assert outcome(collection) == {"kubernetes.kubelet": "", "kubernetes.host": ""}
     found = values(collection, **app)
     # Never more than there is, and no older than a few of the kubelet's looks at a fifth of a CPU.
     assert before - 0.2 * 60 <= found["container.cpu.time"] <= after
-    # As much as its limit lets it have; less where the machine has other work.
-    assert 0.05 < found["container.cpu.usage"] < 0.27
     assert found["container.memory.usage"] == pytest.approx(memory, rel=0.25)
     assert 8 * 1024**2 < found["container.memory.working_set"] < 96 * 1024**2
     assert found["container.memory.available"] == pytest.approx(96 * 1024**2 - found["container.memory.working_set"], rel=0.01)
@@ -177,8 +165,8 @@ def test_a_quota_is_used_up_and_what_it_keeps_out_shows(namespace, agent):
     made, here = agent(kube_page_size=2), {"k8s_namespace_name": namespace}
     quota = {**here, "k8s_resourcequota_name": "team"}
 
-    wait_for(lambda: values(made.collect_metrics(), **quota).get("k8s.resourcequota.object_count.used|pods") == 3)
-    wait_for(
+    eventually(lambda: values(made.collect_metrics(), **quota).get("k8s.resourcequota.object_count.used|pods") == 3)
+    eventually(
         lambda: (
             values(made.collect_metrics(), **here, k8s_deployment_name="web", k8s_deployment_uid=uid(namespace)).get(
                 "k8s.deployment.pod.available"
@@ -221,8 +209,8 @@ def test_the_same_pod_has_the_same_name_in_both_views(namespace, agent, on_the_n
     cluster, node = agent(), agent(**on_the_node)
     app = {"k8s_namespace_name": namespace, "k8s_pod_name": "plain", "k8s_container_name": "app"}
 
-    wait_for(lambda: values(cluster.collect_metrics(), **app).get("k8s.container.ready") == 1)
-    wait_for(lambda: "container.memory.usage" in values(node.collect_metrics(), **app))
+    eventually(lambda: values(cluster.collect_metrics(), **app).get("k8s.container.ready") == 1)
+    eventually(lambda: "container.memory.usage" in values(node.collect_metrics(), **app))
 
     def resource_of(collection):
         return next(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from waiting import eventually
 
 from connectors.agent_factory import AgentFactory
 from tests.configured_agent import running
@@ -29,11 +30,14 @@ class Client:
             return json.load(response)
 
     def until(self, path: str, holds: Callable[[Any], bool]) -> Any:
-        deadline = time.monotonic() + 60
-        while not holds(found := self.call("GET", path)):
-            assert time.monotonic() < deadline, found
-            time.sleep(0.2)
-        return found
+        answers: list[Any] = []
+
+        def held() -> bool:
+            answers[:] = [self.call("GET", path)]
+            return holds(answers[0])
+
+        eventually(held, why=lambda: answers)
+        return answers[0]
 
 
 def values(found: Any) -> dict[str, Any]:

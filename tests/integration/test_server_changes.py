@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+from waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 SLACK = 30.0
@@ -68,13 +69,9 @@ class Watch:
         return [json.loads(line) for line in self.machine(f"cat {self.out} 2>/dev/null || true").splitlines()]
 
     def wait(self, condition, what, seconds=60.0):
-        deadline = time.monotonic() + seconds
-        while True:
-            if found := [event for event in self.events() if condition(event)]:
-                return found[0]
-            log = self.machine(f"tail -5 {self.base}/log; tail -20 {self.out}", check=False)
-            assert time.monotonic() < deadline, f"{what} was not told: {log}"
-            time.sleep(0.5)
+        log = lambda: self.machine(f"tail -5 {self.base}/log; tail -20 {self.out}", check=False)  # noqa: E731 - asked only where it fails
+        found = eventually(lambda: [e for e in self.events() if condition(e)], seconds, lambda: f"{what} was not told: {log()}")
+        return found[0]
 
     def named(self, name, **attributes):
         wanted = {key.replace("__", "."): value for key, value in attributes.items()}
@@ -225,10 +222,7 @@ def test_a_reboot_is_told_and_units_that_come_up_again_are_not(machine):
     watch = Watch(machine, "reboot")
     watch.kill()
     run("docker", "restart", machine.name)
-    deadline = time.monotonic() + 60
-    while machine("systemctl is-system-running || true", check=False) not in ("running", "degraded"):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    eventually(lambda: machine("systemctl is-system-running || true", check=False) in ("running", "degraded"))
     watch = Watch(machine, "reboot")
     watch.once("rebooted", 0.0)
     assert watch.named("unit.restarted") == []
