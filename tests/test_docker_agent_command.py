@@ -180,9 +180,9 @@ def test_a_deployment_option_that_cannot_work_is_refused(config, field):
     assert caught.value.field == field
 
 
-def test_the_uninstall_command_removes_container_and_state():
+def test_the_uninstall_command_stops_the_agent_and_removes_container_and_state():
     made = agent(container_name="rca", state_volume="rca-state")
-    assert made.get_uninstall_command() == "docker rm --force rca; docker volume rm --force rca-state"
+    assert made.get_uninstall_command() == "docker stop rca; docker rm --force rca; docker volume rm --force rca-state"
 
 
 def test_the_instructions_offer_both_ways_to_the_image_from_the_platform():

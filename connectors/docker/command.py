@@ -40,8 +40,12 @@ def deployment_command(platform_url: str, token: str, config: DockerAgentConfig,
 
 
 def uninstall_command(config: DockerAgentConfig) -> str:
-    """The command that removes the agent's container and its state; it needs no token and may be run again."""
-    return f"docker rm --force {posix(config.container_name)}; docker volume rm --force {posix(config.volume)}"
+    """The command that removes the agent's container and its state; it needs no token and may be run again.
+
+    The agent is stopped first: it says goodbye, so that nobody is told that it went quiet.
+    """
+    name = posix(config.container_name)
+    return f"docker stop {name}; docker rm --force {name}; docker volume rm --force {posix(config.volume)}"
 
 
 def env_file(token: str) -> str:

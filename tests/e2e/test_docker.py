@@ -232,8 +232,9 @@ def test_an_absent_platform_loses_nothing(host, start):
     assert host.get("/api/v1/events", name="irca.agent.gap")["items"] == []
 
 
-def test_the_printed_uninstall_command_leaves_nothing(host):
+def test_the_printed_uninstall_command_leaves_nothing_and_nobody_to_be_missed(host):
     done = subprocess.run(["bash", "-c", host.uninstall], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert docker("ps", "--all", "--quiet", "--filter", f"name=^{AGENT}$") == ""
     assert AGENT not in docker("volume", "ls", "--format", "{{.Name}}").split()
+    eventually(lambda: host.get(f"/api/v1/agents/{host.agent_id}")["status"] == "stopped")
