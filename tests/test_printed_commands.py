@@ -207,7 +207,7 @@ def test_the_other_commands_for_a_cluster_keep_the_token_out_of_every_argument(r
         (
             "docker",
             {"container_name": "my.agent"},
-            [["docker", "rm", "--force", "my.agent"], ["docker", "volume", "rm", "--force", "my.agent"]],
+            [["docker", "stop", "my.agent"], ["docker", "rm", "--force", "my.agent"], ["docker", "volume", "rm", "--force", "my.agent"]],
         ),
         ("kubernetes", {"namespace": "ops", "release_name": "rca"}, [["helm", "uninstall", "rca", "--namespace", "ops"]]),
     ],

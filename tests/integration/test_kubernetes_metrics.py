@@ -113,6 +113,7 @@ def test_what_a_container_uses_is_what_its_control_group_counts(namespace, agent
         both = at_its_limit and of_the_pod.get("k8s.pod.cpu.time", 0) >= of_the_container["container.cpu.time"] * 0.5
         return (before, seen, *control_group(namespace, "busy")) if both else None
 
+    eventually(lambda: values(made.collect_metrics(), **app).get("container.cpu.usage"))  # the container runs
     # The kubelet looks at each control group by itself, every ten seconds or so, and knows the use of CPU from its second look on.
     before, collection, after, memory = eventually(looked_at_twice, why=lambda: values(made.collect_metrics(), **app))
 
