@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     )
     tls_certificate: Path | None = Field(None, description="PEM certificate chain; with it the platform itself serves HTTPS.")
     tls_key: Path | None = Field(None, description="PEM private key that belongs to IRCA_TLS_CERTIFICATE.")
+    trusted_proxies: str = Field(
+        "127.0.0.1, ::1",
+        description="Addresses and networks (CIDR, separated by commas) of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed; empty believes nobody.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Shape of the log lines on standard error.")
 
@@ -99,7 +104,7 @@ class Settings(BaseSettings):
         43_200.0, description="Life of the browser session of a user of the provider."
     )
 
-    @field_validator("webhook_allowed_networks")
+    @field_validator("trusted_proxies", "webhook_allowed_networks")
     @classmethod
     def _networks(cls, text: str) -> str:
         for word in text.replace(",", " ").split():
@@ -131,6 +136,10 @@ class Settings(BaseSettings):
         if "openid" not in text.split():
             raise ValueError("must name the scope openid")
         return text
+
+    def trusted_proxy_networks(self) -> list[str]:
+        """The networks of the proxies that are believed, each as CIDR."""
+        return [str(ipaddress.ip_network(word, strict=False)) for word in self.trusted_proxies.replace(",", " ").split()]
 
     def resolved_public_url(self, port: int | None = None) -> str:
         """The URL that printed commands carry; ``port`` is the one in use when the setting is 0."""

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 import trustme
 from command_process import COMMAND, Served, environment
@@ -73,6 +74,7 @@ def test_a_data_directory_that_cannot_be_written_is_one_clear_line(tmp_path: Pat
         ({"IRCA_PORT": "eighty"}, "IRCA_PORT: "),
         ({"IRCA_PORT": "70000"}, "IRCA_PORT: "),
         ({"IRCA_LOG_LEVEL": "loud"}, "IRCA_LOG_LEVEL: "),
+        ({"IRCA_TRUSTED_PROXIES": "the-proxy"}, "IRCA_TRUSTED_PROXIES: "),
         ({"IRCA_TLS_CERTIFICATE": "cert.pem"}, "belong together"),
     ],
 )
@@ -139,3 +141,24 @@ def test_tls_by_settings_serves_https(tmp_path: Path, monkeypatch: pytest.Monkey
         assert "server" in capsys.readouterr().out
     finally:
         running.stop()
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    ("trusted", "seen"),
+    [
+        (None, "203.0.113.9"),
+        ("127.0.0.0/8 203.0.113.9", "198.51.100.7"),
+        ("", "127.0.0.1"),
+        ("10.0.0.5", "127.0.0.1"),
+    ],
+    ids=["this machine's by default", "a chain of them", "nobody", "another's"],
+)
+def test_only_a_trusted_proxy_is_believed_whom_it_speaks_for(tmp_path: Path, trusted: str | None, seen: str):
+    platform = Served(tmp_path / "data", **({} if trusted is None else {"IRCA_TRUSTED_PROXIES": trusted}))
+    headers = {"authorization": f"Bearer {platform.key}", "x-forwarded-for": "192.0.2.1, 198.51.100.7, 203.0.113.9"}
+    with httpx2.Client(base_url=platform.url, headers=headers, timeout=30, trust_env=False) as client:
+        client.post("/api/v1/agent/provision", json={"agent_type": "server", "environment_name": "prod"}).raise_for_status()
+        entries = client.get("/api/v1/audit").raise_for_status().json()["items"]
+    assert platform.stop()[0] == 0
+    assert {entry["client_address"] for entry in entries if entry["client_address"]} == {seen}

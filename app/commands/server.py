@@ -93,6 +93,7 @@ class PlatformServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                forwarded_allow_ips=self.settings.trusted_proxy_networks(),
                 timeout_graceful_shutdown=GRACE,
                 ssl_certfile=self.settings.tls_certificate,
                 ssl_keyfile=self.settings.tls_key,
