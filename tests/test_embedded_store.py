@@ -312,7 +312,7 @@ async def _follow(directory: Path, steps: list[tuple[Any, ...]]) -> None:
                 expected = {n: {t: v for t, v in s.items() if start <= t <= end} for n, s in model.items()}
                 assert await read(store, start, end) == {n: s for n, s in expected.items() if s}
         assert await read(store) == {n: s for n, s in model.items() if s}
-        await store.maintain(T0 + 86_400_000)
+        await store.maintain(T0 + 86_400_000 + 3 * HOUR)  # after every look before, so that all is sealed and counted once
         assert await read(store) == {n: s for n, s in model.items() if s}
         assert (await store.statistics()).samples == sum(len(s) for s in model.values())
     finally:
