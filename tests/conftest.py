@@ -13,6 +13,12 @@ from collections.abc import Callable
 
 import pytest
 import pytest_socket
+from hypothesis import HealthCheck, settings
+
+# The same examples at each run, however slow the machine is; `--hypothesis-profile=wide` looks for new ones.
+settings.register_profile("steady", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("wide", max_examples=1000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 def _docker() -> str:

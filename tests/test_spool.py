@@ -134,6 +134,30 @@ def test_the_files_never_take_more_than_the_bound_and_the_oldest_give_way(tmp_pa
     spool.close()
 
 
+@pytest.mark.parametrize("size", [200, 3000, 30_000, 400_000])
+@pytest.mark.parametrize("goes", ["aged", "displaced", "sent"])
+def test_a_full_spool_stays_within_its_bound_while_much_of_it_goes(tmp_path, clock, size, goes):
+    bound = 3 * MB
+    spool = Spool(tmp_path / "spool.db", bound, 3600, clock)
+    while not spool.statistics().ledger.dropped:
+        spool.append("metrics", random.Random(size).randbytes(min(size, spool.max_payload)), 1)
+    before = spool.statistics().batches
+    if goes == "aged":
+        clock.now += 3601
+        spool.append("metrics", bytes(spool.max_payload), 1)
+        assert spool.statistics().batches == 1
+    sizes = [spool.statistics().size_bytes]
+    for _ in range(8) if goes == "displaced" else ():
+        spool.append("metrics", bytes(spool.max_payload), 1)
+        sizes.append(spool.statistics().size_bytes)
+    for batch in spool.peek(limit=before // 2, max_bytes=bound) if goes == "sent" else ():
+        spool.acknowledge(batch.seq)
+        sizes.append(spool.statistics().size_bytes)
+    assert max(sizes) <= bound
+    assert_balanced(spool)
+    spool.close()
+
+
 def test_a_batch_larger_than_the_bounds_is_counted_and_dropped_at_once(tmp_path, clock):
     spool = Spool(tmp_path / "spool.db", MB, 3600, clock)
     assert spool.append("metrics", bytes(spool.max_payload + 1), 9) is None

@@ -36,6 +36,7 @@ from connectors.core.spool_database import (
 )
 
 Result = TypeVar("Result")
+_Row = tuple[int, str, int, float, int]  # number, signal, items, time in Unix seconds, bytes
 
 _LOG = logging.getLogger(__name__)
 _SHARED_MEMORY = 32_768
@@ -96,13 +97,13 @@ class Spool:
 
         def store() -> int | None:
             self._ballast.lay()  # what was let go in need comes back before anything new is stored
-            with self._transaction(room_for=len(payload)) as (database, change):
+            fits = len(payload) <= self.max_payload
+            self._drop_oldest(now, len(payload) if fits else None)
+            with self._transaction(room_for=len(payload) if fits else 0) as (database, change):
                 change.ledger.produced[signal] += items
-                self._drop_aged(database, change, now)
-                if len(payload) > self.max_payload:
+                if not fits:
                     change.drop(Drop(signal, DropReason.SIZE, items, made_at, made_at))
                     return None
-                self._make_room(database, change, len(payload))
                 cursor = database.execute(
                     "INSERT INTO batch (signal, items, created_at, checksum, payload) VALUES (?, ?, ?, ?, ?)",
                     (signal, items, made_at, checksum(signal, items, payload), payload),
@@ -230,12 +231,7 @@ class Spool:
         Raises:
             SpoolFullError, StateError: as :meth:`append`.
         """
-
-        def drop() -> None:
-            with self._transaction() as (database, change):
-                self._drop_aged(database, change, self._clock())
-
-        self._attempt(drop)
+        self._attempt(lambda: self._drop_oldest(self._clock()))
 
     def statistics(self) -> SpoolStatistics:
         """Counts and sizes as of the last commit; touches the disk only to ask for file sizes."""
@@ -316,23 +312,31 @@ class Spool:
             change.batches -= len(seqs)
             self._balance(database, change, now)
 
-    def _drop_aged(self, database: sqlite3.Connection, change: Change, now: float) -> None:
-        limit = now - self._max_age
-        while row := database.execute(OLDEST).fetchone():
-            if row[3] >= limit:
-                return
-            self._drop_row(database, change, row, DropReason.AGE)
+    def _drop_oldest(self, now: float, size: int | None = None) -> None:
+        """Drop the oldest batches that are past the bound on age, and those that leave no room for a payload of ``size`` bytes.
 
-    def _make_room(self, database: sqlite3.Connection, change: Change, size: int) -> None:
-        needed = size + size // 50 + 4 * PAGE
-        while used_bytes(database) + needed > self._budget:
-            row = database.execute(OLDEST).fetchone()
-            if row is None:
-                return
-            self._drop_row(database, change, row, DropReason.SIZE)
+        In transactions of their own, each no larger than the write-ahead log may grow: a full spool can age all at once.
+        """
+        while self._to_drop(self._database(), now, size):
+            with self._transaction(room_for=self._wal_budget // 4) as (database, change):
+                room = self._wal_budget // 4
+                while room > 0 and (found := self._to_drop(database, now, size)):
+                    row, reason = found
+                    self._drop_row(database, change, row, reason)
+                    room -= 64 + min(row[4], PAGE) + row[4] // 256  # the page it begins on is written again, not those it goes on to
 
-    def _drop_row(self, database: sqlite3.Connection, change: Change, row: tuple[int, str, int, float], reason: str) -> None:
-        seq, signal, items, created_at = row
+    def _to_drop(self, database: sqlite3.Connection, now: float, size: int | None) -> tuple[_Row, str] | None:
+        """The batch that must go next, and why; None when none must."""
+        row: _Row | None = database.execute(OLDEST).fetchone()
+        if row is None:
+            return None
+        if row[3] < now - self._max_age:
+            return row, DropReason.AGE
+        full = size is not None and used_bytes(database) + size + size // 50 + 4 * PAGE > self._budget
+        return (row, DropReason.SIZE) if full else None
+
+    def _drop_row(self, database: sqlite3.Connection, change: Change, row: _Row, reason: str) -> None:
+        seq, signal, items, created_at, _size = row
         database.execute("DELETE FROM batch WHERE seq = ?", (seq,))
         change.batches -= 1
         change.drop(Drop(signal, reason, items, created_at, created_at))
@@ -366,6 +370,8 @@ class Spool:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
+            # Some builds overwrite what they delete: dropping a full spool would pass through the write-ahead log as large as it is.
+            connection.execute("PRAGMA secure_delete = OFF")
             connection.execute("PRAGMA cache_size = -256")
             connection.execute("PRAGMA temp_store = MEMORY")
             if fresh or not connection.execute("PRAGMA user_version").fetchone()[0]:
@@ -435,9 +441,10 @@ class Spool:
     def _shrink(self) -> None:
         """Give disk space back, a little at a time, after a backlog has gone."""
         database = self._database()
-        if database.execute("PRAGMA freelist_count").fetchone()[0] > _VACUUM_PAGES:
-            self._checkpoint(room_for=_VACUUM_PAGES * PAGE // 4)
-            database.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")  # execute() would free one page only
+        pages = min(_VACUUM_PAGES, self._wal_budget // PAGE // 2)
+        if database.execute("PRAGMA freelist_count").fetchone()[0] > pages:
+            self._checkpoint(room_for=pages * PAGE)  # each may take the place of one that goes
+            database.executescript(f"PRAGMA incremental_vacuum({pages})")  # execute() would free one page only
             if not self._batches:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 

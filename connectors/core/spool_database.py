@@ -34,8 +34,8 @@ CREATE TABLE begun (at REAL NOT NULL);
 CREATE INDEX batch_items ON batch (signal, items);
 """
 OLDEST = (
-    "SELECT seq, COALESCE(CAST(signal AS TEXT), ''), COALESCE(CAST(items AS INTEGER), 0), COALESCE(CAST(created_at AS REAL), 0)"
-    " FROM batch ORDER BY seq LIMIT 1"
+    "SELECT seq, COALESCE(CAST(signal AS TEXT), ''), COALESCE(CAST(items AS INTEGER), 0), COALESCE(CAST(created_at AS REAL), 0),"
+    " COALESCE(LENGTH(payload), 0) FROM batch ORDER BY seq LIMIT 1"
 )
 """The oldest batch without its payload, in types that hold even where bits have flipped."""
 HELD = "SELECT COALESCE(CAST(signal AS TEXT), '') AS of, SUM(COALESCE(CAST(items AS INTEGER), 0)) FROM batch GROUP BY of"
