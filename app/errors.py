@@ -7,10 +7,10 @@ Every error that leaves the platform has one JSON shape, ``application/problem+j
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from connectors.core import errors as connector_errors
 
@@ -48,6 +48,12 @@ class InvalidRequestError(PlatformError):
     """The request is not valid."""
 
     code = "invalid-request"
+
+    @classmethod
+    def of_fields(cls, errors: Iterable[Mapping[str, Any]]) -> InvalidRequestError:
+        """From pydantic's ``errors`` of a request: each field under its own name, without the part of the request that it stands in."""
+        places = [(".".join(str(p) for p in e["loc"] if p not in ("body", "query", "path")) or "body", str(e["msg"])) for e in errors]
+        return cls("the request is not valid", errors=[FieldError(*place) for place in places])
 
 
 class MalformedBodyError(PlatformError):

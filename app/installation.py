@@ -20,7 +20,7 @@ from app.settings import Settings
 from connectors._version import __version__
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Address": ("host", "port", "public_url", "tls_"),
+    "Address": ("host", "port", "public_url", "tls_", "trusted_proxies"),
     "Storage": ("data_dir", "database_url"),
     "Access": ("admin_api_key", "oidc_"),
     "Fleet": ("enrolment_", "heartbeat_", "archive_", "status_"),

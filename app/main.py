@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import random
@@ -14,7 +15,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -61,7 +62,7 @@ from app.auth.oidc import OidcProvider
 from app.auth.service import AuthService, Role
 from app.background import Jobs
 from app.db.session import Database
-from app.errors import FieldError, InvalidRequestError, MethodNotAllowedError, NotFoundError, PlatformError, Problem, StartupError
+from app.errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, PlatformError, Problem, StartupError
 from app.events.service import EventService
 from app.events.stream import LiveStream
 from app.fleet.saved_views import SavedViews
@@ -366,7 +367,7 @@ class _Application(FastAPI):
 async def _problem_response(request: Request, exc: Exception) -> Response:
     """Any error as problem+json, logged at the level that the errors table gives it."""
     if isinstance(exc, RequestValidationError):
-        exc = InvalidRequestError("the request is not valid", errors=[_field_error(e) for e in exc.errors()])
+        exc = InvalidRequestError.of_fields(exc.errors())
     elif isinstance(exc, StarletteHTTPException):
         exc = {404: NotFoundError("there is nothing at this path"), 405: MethodNotAllowedError(headers=dict(exc.headers or {}))}.get(
             exc.status_code, InvalidRequestError(str(exc.detail))
@@ -381,9 +382,5 @@ async def _problem_response(request: Request, exc: Exception) -> Response:
         exc_info=exc if problem.code == "internal-error" else None,
         extra={"action": "request_refused", "code": problem.code},
     )
-    return JSONResponse(problem.body(), problem.treatment.status, problem.headers(), "application/problem+json")
-
-
-def _field_error(error: Mapping[str, Any]) -> FieldError:
-    place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
-    return FieldError(".".join(place) or "body", str(error["msg"]))
+    body = json.dumps(problem.body())  # in ASCII: what was sent is quoted in it, even half a character
+    return Response(body, problem.treatment.status, problem.headers(), "application/problem+json")

@@ -32,6 +32,7 @@ Send = Callable[[Message], Awaitable[None]]
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _WINDOWS: Mapping[str, int] = {"gzip": _GZIP_WINDOW, "x-gzip": _GZIP_WINDOW, "deflate": zlib.MAX_WBITS}
 _THREAD_ABOVE = 32_768
+_DIGITS = 18  # of a number that fits into 64 bits
 """Compressed bodies larger than this are unfolded in a thread: at the usual limits one can keep a core busy for tenths of a second."""
 
 
@@ -95,7 +96,7 @@ async def read_body(scope: Scope, receive: Receive, limits: BodyLimits) -> bytes
             f"the content encoding {encoding!r} is not supported; use gzip, deflate or none", headers={"Accept-Encoding": "gzip, deflate"}
         )
     length = header(scope, b"content-length")
-    if length is not None and length.isdecimal() and int(length) > limits.max_body_bytes:
+    if length is not None and length.isdecimal() and (len(length) > _DIGITS or int(length) > limits.max_body_bytes):
         raise _too_large(limits.max_body_bytes)
     try:
         async with asyncio.timeout(limits.timeout):

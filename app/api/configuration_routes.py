@@ -54,7 +54,9 @@ class RevertRequest(BaseModel):
 
     model_config = {"extra": "forbid", "json_schema_extra": {"examples": [{"revision": 3}]}}
 
-    revision: Annotated[int, Field(ge=0)] = Field(description="The revision whose content is wanted again; 0 for no configuration.")
+    revision: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        description="The revision whose content is wanted again; 0 for no configuration."
+    )
 
 
 class AgentChangeRequest(BaseModel):

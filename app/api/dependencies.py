@@ -133,6 +133,7 @@ def same_origin(request: Request) -> bool:
 
 
 Cursor = Annotated[str | None, Query(description="The next_cursor of the page before.")]
+_DIGITS = 18  # of a number that fits into 64 bits
 IfMatch = Annotated[str | None, Header(alias="If-Match", description="The ETag that the change was made from; a newer one refuses it.")]
 Limit = Annotated[int, Query(ge=1, le=500, description="Items on a page.")]
 
@@ -146,7 +147,7 @@ def version_of(if_match: str | None) -> int | None:
     if if_match is None or if_match.strip() == "*":
         return None
     text = if_match.strip().removeprefix("W/").strip('"')
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _DIGITS:
         raise InvalidRequestError(
             "the If-Match header is not an ETag of this resource", errors=[FieldError("If-Match", 'must look like "3"')]
         )

@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 _DURATION = re.compile(r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
 _DURATION_UNITS = (31_536_000_000, 604_800_000, 86_400_000, 3_600_000, 60_000, 1000, 1)
 _FARTHEST_MS = 2**53
+_DIGITS = 18  # of a number that fits into 64 bits
 _TRUNCATED = "results truncated due to limit"
 _METADATA_TYPES = {"updowncounter": "gauge"}
 
@@ -147,7 +148,7 @@ def _duration(parameters: Parameters, name: str) -> int:
         found = _DURATION.fullmatch(text)
         if not text or found is None:
             raise _bad(name, f'cannot parse "{text}" to a valid duration') from None
-        milliseconds = sum(int(part) * unit for part, unit in zip(found.groups("0"), _DURATION_UNITS, strict=True))
+        milliseconds = sum(float(part) * unit for part, unit in zip(found.groups("0"), _DURATION_UNITS, strict=True))
     if not math.isfinite(milliseconds) or abs(milliseconds) > _FARTHEST_MS:
         raise _bad(name, f'cannot parse "{text}" to a valid duration. It overflows int64')
     return round(milliseconds)
@@ -155,7 +156,7 @@ def _duration(parameters: Parameters, name: str) -> int:
 
 def _limit(parameters: Parameters, name: str = "limit") -> int:
     text = parameters.get(name, [""])[0] or "0"
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _DIGITS:
         raise _bad(name, "limit must be a non-negative number")
     return int(text)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.audit import repository
 from app.audit.records import Actor, Target, changed, redacted
 from app.audit.views import AuditEntry
+from app.cursors import decode_cursor, encode_cursor
 from app.db.models import AuditRow
 from app.db.session import Database
 from app.errors import FieldError, InvalidRequestError
@@ -115,9 +113,9 @@ class AuditService:
             InvalidRequestError: the cursor is not one of this list, or a time carries no zone.
         """
         async with self._database.read() as session:
-            rows = await repository.newest_first(session, _conditions(wanted), _decode(cursor), limit + 1)
+            rows = await repository.newest_first(session, _conditions(wanted), decode_cursor(cursor, datetime, str), limit + 1)
         items = [AuditEntry.model_validate(row, from_attributes=True) for row in rows[:limit]]
-        return Page[AuditEntry](items=items, next_cursor=_encode(items[-1]) if len(rows) > limit else None)
+        return Page[AuditEntry](items=items, next_cursor=encode_cursor(items[-1].time, items[-1].id) if len(rows) > limit else None)
 
     async def export(self, wanted: AuditFilter) -> AsyncIterator[AuditEntry]:
         """Every entry that meets the filter, newest first, read page by page."""
@@ -164,18 +162,3 @@ def _conditions(wanted: AuditFilter) -> list[ColumnElement[bool]]:
     if wanted.end is not None:
         conditions.append(AuditRow.time < wanted.end)
     return conditions
-
-
-def _encode(last: AuditEntry) -> str:
-    return base64.urlsafe_b64encode(json.dumps([last.time.isoformat(), last.id]).encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str | None) -> repository.Position | None:
-    if cursor is None:
-        return None
-    try:
-        time, entry_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        moment = datetime.fromisoformat(time)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)), str(entry_id)
-    except (ValueError, TypeError, binascii.Error) as exc:
-        raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")]) from exc

@@ -245,6 +245,6 @@ def open_log(path: Path, largest: int = 10_000_000) -> Any:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > largest:
             path.replace(path.with_name(path.name + ".1"))
-        return path.open("a", encoding="utf-8", buffering=1)
+        return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
     except OSError as exc:
         raise CommandError(f"the log file {path} cannot be written: {exc.strerror}", exit_code=CANNOT_START) from exc

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import event, make_url, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from app.errors import StartupError, StorageError
+from app.errors import InvalidRequestError, StartupError, StorageError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -55,12 +55,11 @@ class Database:
 
         Raises:
             StorageError: the database failed.
+            InvalidRequestError: it was given a value that no database can hold, such as text with the character NUL.
         """
-        try:
+        with _translated():
             async with self._sessions() as session:
                 yield session
-        except DBAPIError as exc:
-            raise StorageError(f"the database failed: {_first_line(exc)}") from exc
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
@@ -68,13 +67,12 @@ class Database:
 
         Raises:
             StorageError: the database failed; nothing of the block was kept.
+            InvalidRequestError: as :meth:`read`; nothing of the block was kept.
         """
         async with self._writer if self.is_sqlite else _nothing():
-            try:
+            with _translated():
                 async with self._sessions.begin() as session:
                     yield session
-            except DBAPIError as exc:
-                raise StorageError(f"the database failed: {_first_line(exc)}") from exc
 
     async def ping(self) -> None:
         """Answer, or raise StorageError."""
@@ -124,6 +122,17 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The errors of a database in our words. What cannot be bound at all comes from the drivers as Python's own errors."""
+    try:
+        yield
+    except (DataError, OverflowError, UnicodeEncodeError) as exc:
+        raise InvalidRequestError(f"a value cannot be stored: {_first_line(exc)}") from exc
+    except DBAPIError as exc:
+        raise StorageError(f"the database failed: {_first_line(exc)}") from exc
 
 
 def _first_line(exc: BaseException) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,6 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.cursors import decode_cursor, encode_cursor
 from app.db.models import EventRow
 from app.db.session import Database
 from app.errors import FieldError, InvalidRequestError, NotFoundError
@@ -126,7 +124,7 @@ class EventService:
             conditions.append(EventRow.time_unix_nano >= _nanoseconds(start))
         if end is not None:
             conditions.append(EventRow.time_unix_nano < _nanoseconds(end))
-        before, looked_to = _decode(cursor), None
+        before, looked_to = decode_cursor(cursor, int, str), None
         async with self._database.read() as session:
             if container_id is not None or container_name is not None:
                 looked_to = await repository.position_after(session, conditions, before, CONTAINER_SCAN)
@@ -138,7 +136,7 @@ class EventService:
         if len(rows) > limit:
             rows = rows[:limit]
             following = rows[-1].time_unix_nano, rows[-1].id
-        return Page[EventView](items=[_view(r) for r in rows], next_cursor=_encode(following) if following else None)
+        return Page[EventView](items=[_view(r) for r in rows], next_cursor=encode_cursor(*following) if following else None)
 
     async def get_event(self, event_id: str) -> EventView:
         """One event.
@@ -199,17 +197,3 @@ def _view(row: EventRow) -> EventView:
         agent_type=row.agent_type,
         environment_name=row.environment_name,
     )
-
-
-def _encode(position: tuple[int, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str | None) -> tuple[int, str] | None:
-    if cursor is None:
-        return None
-    try:
-        time, event_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return max(-_LATEST, min(_LATEST, int(time))), str(event_id)
-    except (ValueError, TypeError, binascii.Error) as exc:
-        raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")]) from exc

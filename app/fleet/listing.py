@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import heapq
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +10,7 @@ from enum import StrEnum
 from operator import itemgetter
 from typing import Any
 
-from app.errors import FieldError, InvalidRequestError
+from app.cursors import decode_cursor, encode_cursor
 from app.events.views import Page
 from app.fleet import status as rules
 from app.fleet.registry import Agent
@@ -76,7 +73,7 @@ def list_agents(
     Raises:
         InvalidRequestError: the cursor is not one of this list in this order.
     """
-    after = decode_cursor(cursor, 4, _KEYS.get(sort, str))
+    after = decode_cursor(cursor, _KEYS.get(sort, str), str, str, str)
     ranked: Iterable[tuple[Key, Agent]] = ((_key(agent, sort), agent) for agent in agents if wanted.accepts(agent))
     if after is not None:
         last: Key = (after[0], after[1], after[2], after[3])
@@ -85,7 +82,7 @@ def list_agents(
     found = (heapq.nlargest if descending else heapq.nsmallest)(limit + 1, ranked, key=itemgetter(0))
     return Page[AgentView](
         items=[agent.view() for _, agent in found[:limit]],
-        next_cursor=encode_cursor(found[limit - 1][0]) if len(found) > limit else None,
+        next_cursor=encode_cursor(*found[limit - 1][0]) if len(found) > limit else None,
     )
 
 
@@ -125,28 +122,6 @@ def overview(agents: Iterable[Agent], sees: Callable[[str], bool], now: float, m
         awaited=[agent.view() for agent in sorted(awaited, key=lambda a: (a.created_at, a.id), reverse=True)[:most]],
         awaited_total=len(awaited),
     )
-
-
-def encode_cursor(key: tuple[Any, ...]) -> str:
-    """A position in a list as the text that the next page is asked for with."""
-    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str | None, length: int, first: type = int) -> list[Any] | None:
-    """The position that :func:`encode_cursor` was given: something of the type ``first``, then texts; None for None.
-
-    Raises:
-        InvalidRequestError: the text is none that it made of ``length`` such parts.
-    """
-    if cursor is None:
-        return None
-    try:
-        key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if isinstance(key, list) and len(key) == length and type(key[0]) is first and all(isinstance(k, str) for k in key[1:]):
-            return key
-    except (ValueError, binascii.Error):
-        pass
-    raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")])
 
 
 def _key(agent: Agent, sort: Sort) -> Key:

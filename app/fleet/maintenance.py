@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
@@ -19,6 +16,7 @@ from sqlalchemy import delete, select, update
 from app.audit.records import Actor, Target
 from app.audit.service import AuditService
 from app.auth.service import Identity
+from app.cursors import decode_cursor, encode_cursor
 from app.db.models import MaintenanceWindowRow
 from app.db.session import Database
 from app.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError, NotFoundError
@@ -286,13 +284,13 @@ class MaintenanceService:
         Raises:
             InvalidRequestError: the cursor is not one of this list.
         """
-        now, after = self._clock(), _decode(cursor)
+        now, after = self._clock(), decode_cursor(cursor, float, str)
         agents = self._visible(identity)
         seen = [w for w in self._windows.values() if self._is_seen(w, identity, agents) and (state is None or w.state(now) is state)]
         ranked = sorted(((-w.starts_at, w.id), w) for w in seen)
         ranked = [one for one in ranked if after is None or one[0] > after]
         shown = [w for _, w in ranked[:limit]]
-        following = _encode((-shown[-1].starts_at, shown[-1].id)) if len(ranked) > limit else None
+        following = encode_cursor(-float(shown[-1].starts_at), shown[-1].id) if len(ranked) > limit else None
         return Page[MaintenanceView](items=[self._view(w, agents) for w in shown], next_cursor=following)
 
     def _window(self, window_id: str, identity: Identity) -> Window:
@@ -355,18 +353,4 @@ def _audited(window: Window) -> dict[str, Any]:
 def _seconds(time: datetime) -> float:
     if time.tzinfo is None:
         raise InvalidRequestError("the request is not valid", errors=[FieldError("starts_at", "must carry its time zone")])
-    return time.astimezone(UTC).timestamp()
-
-
-def _encode(position: tuple[float, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str | None) -> tuple[float, str] | None:
-    if cursor is None:
-        return None
-    try:
-        time, window_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return float(time), str(window_id)
-    except (ValueError, TypeError, binascii.Error) as exc:
-        raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")]) from exc
+    return time.timestamp()

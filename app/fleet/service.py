@@ -12,6 +12,7 @@ from typing import Any
 from app.audit.records import SYSTEM, Actor, Target
 from app.audit.service import AuditService
 from app.auth.principal import Principal
+from app.cursors import decode_cursor, encode_cursor
 from app.db.models import AgentRow
 from app.db.session import Database
 from app.errors import NotFoundError, UnauthenticatedError
@@ -27,7 +28,7 @@ from app.fleet.deployments import Deployments
 from app.fleet.enrolment import Enrolment
 from app.fleet.exchange import Exchange
 from app.fleet.funnel import FunnelView
-from app.fleet.listing import AgentFilter, Sort, decode_cursor, encode_cursor, everything
+from app.fleet.listing import AgentFilter, Sort, everything
 from app.fleet.maintenance import MaintenanceService
 from app.fleet.news import Change, change_of
 from app.fleet.registry import Agent, Instance, Registry
@@ -269,11 +270,11 @@ class FleetService:
             and i.id not in left_out
         ]
         ranked = sorted((((-rules.severity(i.status), i.name, i.id), i) for i in chosen), key=lambda r: r[0])
-        after = decode_cursor(cursor, 3)
-        ranked = [r for r in ranked if after is None or r[0] > tuple(after)]
+        after = decode_cursor(cursor, int, str, str)
+        ranked = [r for r in ranked if after is None or r[0] > after]
         return Page[InstanceView](
             items=[i.view(replaced=i.id in replaced) for _, i in ranked[:limit]],
-            next_cursor=encode_cursor(ranked[limit - 1][0]) if len(ranked) > limit else None,
+            next_cursor=encode_cursor(*ranked[limit - 1][0]) if len(ranked) > limit else None,
         )
 
     async def get_instance(self, instance_id: str) -> InstanceView:

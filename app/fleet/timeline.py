@@ -152,10 +152,9 @@ class HistoryService:
         now = self._clock()
         until = min(now, end.timestamp()) if end is not None else now
         begin = start.timestamp() if start is not None else until - last
-        if not 0 < until - begin <= LONGEST_RANGE:
-            raise InvalidRequestError(
-                "the range is not valid", errors=[FieldError("start", "must be before the end and now, and at most 400 days before")]
-            )
+        if begin < 0 or not 0 < until - begin <= LONGEST_RANGE:
+            wrong = FieldError("start", "must be after 1970, before the end and now, and at most 400 days before")
+            raise InvalidRequestError("the range is not valid", errors=[wrong])
         return begin, until
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,9 +13,10 @@ from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.service import Identity
+from app.cursors import decode_cursor, encode_cursor
 from app.db.models import AgentRow, EnrolmentTokenRow, TokenUseRow
 from app.db.session import Database
-from app.errors import FieldError, InvalidRequestError, NotFoundError
+from app.errors import NotFoundError
 from app.events import catalogue
 from app.events.service import EventService
 from app.events.views import EventView, Page
@@ -120,7 +118,7 @@ class Tokens:
         Raises:
             InvalidRequestError: the cursor is not one of this list.
         """
-        now, before = self._now(), _decode(cursor)
+        now, before = self._now(), decode_cursor(cursor, datetime, str)
         conditions = [*_conditions(wanted, now), *self._visible(viewer)]
         if before is not None:
             created, token_id = before
@@ -130,7 +128,7 @@ class Tokens:
         async with self._database.read() as session:
             rows = (await session.execute(statement.limit(limit + 1))).all()
         items = [TokenView(**_columns(row, now)) for row in rows[:limit]]
-        return Page[TokenView](items=items, next_cursor=_encode(items[-1]) if len(rows) > limit else None)
+        return Page[TokenView](items=items, next_cursor=encode_cursor(items[-1].created_at, items[-1].id) if len(rows) > limit else None)
 
     async def of_agent(self, agent_id: str, cursor: str | None = None, limit: int = 50) -> Page[TokenView]:
         """An agent's tokens, newest first.
@@ -241,18 +239,3 @@ def _in_state(state: TokenState, now: datetime) -> ColumnElement[bool]:
         return and_(kept, EnrolmentTokenRow.expires_at <= now)
     most = EnrolmentTokenRow.max_uses
     return and_(kept, valid, most <= _USES if state is TokenState.USED_UP else most > _USES)
-
-
-def _encode(last: TokenView) -> str:
-    return base64.urlsafe_b64encode(json.dumps([last.created_at.isoformat(), last.id]).encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str | None) -> tuple[datetime, str] | None:
-    if cursor is None:
-        return None
-    try:
-        time, token_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        moment = datetime.fromisoformat(time)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)), str(token_id)
-    except (ValueError, TypeError, binascii.Error) as exc:
-        raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")]) from exc

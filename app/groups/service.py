@@ -13,6 +13,7 @@ from typing import Any
 
 from app.audit.records import Actor, Target
 from app.audit.service import AuditService
+from app.cursors import decode_cursor, encode_cursor
 from app.db.models import ConfigRevisionRow, GroupRow
 from app.db.session import Database
 from app.errors import ConflictError, FieldError, NotFoundError, PreconditionFailedError
@@ -23,7 +24,6 @@ from app.fleet.registry import Agent, Instance, moment
 from app.fleet.service import FleetService
 from app.fleet.views import Status
 from app.groups import repository
-from app.groups.cursors import bad_cursor, decode, encode
 from app.groups.delivery import ConfigDelivery, GroupState, OwnConfig, instance_labels
 from app.groups.labels import LabelService
 from app.groups.precedence import Change, difference, explain, plain
@@ -108,19 +108,19 @@ class GroupService:
         Raises:
             InvalidRequestError: the cursor is not one of this list.
         """
-        after, needle = decode(cursor), (search or "").lower()
+        after, needle = decode_cursor(cursor, str), (search or "").lower()
         chosen = sorted(
             (
                 g
                 for g in self.delivery.groups.values()
-                if (after is None or g.name > after) and needle in f"{g.name}\n{g.description}\n{g.selector}".lower()
+                if (after is None or (g.name,) > after) and needle in f"{g.name}\n{g.description}\n{g.selector}".lower()
             ),
             key=lambda g: g.name,
         )
         await self.delivery.settle()
         counts = Counter(key for one in self._present() for key in self.delivery.desired(one).groups)
         items = [_view(g, counts[g.id]) for g in chosen[:limit]]
-        return Page[GroupView](items=items, next_cursor=encode(items[-1].name) if len(chosen) > limit else None)
+        return Page[GroupView](items=items, next_cursor=encode_cursor(items[-1].name) if len(chosen) > limit else None)
 
     async def get_group(self, group_id: str) -> GroupView:
         """One group.
@@ -216,13 +216,12 @@ class GroupService:
             NotFoundError: no such group or agent.
             InvalidRequestError: the cursor is not one of this list.
         """
-        after = decode(cursor)
+        after = decode_cursor(cursor, str, str, str)
         await self.delivery.settle()
         wanted = (i for i in self._members(scope) if status is None or self.delivery.standing(i)[0] is status)
-        chosen = heapq.nsmallest(limit + 1, (i for i in wanted if after is None or "\0".join(_order(i)) > after), key=_order)
+        chosen = heapq.nsmallest(limit + 1, (i for i in wanted if after is None or _order(i) > after), key=_order)
         items = [self._member(i) for i in chosen[:limit]]
-        last = "\0".join(_order(chosen[limit - 1])) if len(chosen) > limit else None
-        return Page[MemberView](items=items, next_cursor=None if last is None else encode(last))
+        return Page[MemberView](items=items, next_cursor=encode_cursor(*_order(chosen[limit - 1])) if len(chosen) > limit else None)
 
     async def status_counts(self, scope: Scope) -> dict[ConfigStatus, int]:
         """How many of the instances that a configuration reaches are in each status.
@@ -308,13 +307,11 @@ class GroupService:
             InvalidRequestError: the cursor is not one of this list.
         """
         self._current(scope)
-        before = decode(cursor)
-        if before is not None and not before.isdecimal():
-            raise bad_cursor()
+        before = decode_cursor(cursor, int)
         async with self._database.read() as session:
-            rows = await repository.revisions(session, scope.kind, scope.id, int(before) if before else None, limit + 1)
+            rows = await repository.revisions(session, scope.kind, scope.id, before[0] if before else None, limit + 1)
         items = [RevisionView.model_validate(row, from_attributes=True) for row in rows[:limit]]
-        return Page[RevisionView](items=items, next_cursor=encode(str(items[-1].revision)) if len(rows) > limit else None)
+        return Page[RevisionView](items=items, next_cursor=encode_cursor(items[-1].revision) if len(rows) > limit else None)
 
     async def explain(self, instance_id: str) -> InstanceConfigurationView:
         """Why an instance has the values that it has.

@@ -7,8 +7,6 @@ that it ran out of memory.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, Field
 
-from app.errors import FieldError, InvalidRequestError
+from app.cursors import decode_cursor, encode_cursor
 from app.events.service import EventService
 from app.events.views import Page
 from app.telemetry.promql.engine import QueryEngine, Result
@@ -286,9 +284,9 @@ def cut_page(items: Sequence[Listed], cursor: str | None, limit: int) -> tuple[l
     Raises:
         InvalidRequestError: the cursor is not one of ours.
     """
-    start = _decode(cursor) if cursor else 0
+    start = max(0, (decode_cursor(cursor or None, int) or (0,))[0])
     more = len(items) > start + limit
-    return list(items[start : start + limit]), _encode(start + limit) if more else None
+    return list(items[start : start + limit]), encode_cursor(start + limit) if more else None
 
 
 @dataclass(slots=True)
@@ -405,17 +403,3 @@ def _seconds(interval: object) -> float:
     except ValueError:
         return _DEFAULT_INTERVAL
     return seconds if math.isfinite(seconds) and seconds > 0 else _DEFAULT_INTERVAL
-
-
-def _encode(place: int) -> str:
-    return base64.urlsafe_b64encode(str(place).encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str) -> int:
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-        if not text.isdecimal() or len(text) > 9:  # noqa: PLR2004 - no list is that long
-            raise ValueError(text)
-        return int(text)
-    except (ValueError, binascii.Error) as exc:
-        raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")]) from exc

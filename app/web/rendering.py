@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.auth.cookies import session_token
 from app.auth.service import Identity, Role
-from app.errors import PlatformError, Problem
+from app.errors import InvalidRequestError, PlatformError, Problem
 from app.headers import PAGE_HEADERS
 from app.logs import loggable
 from app.platform import Platform
@@ -123,6 +124,8 @@ class PageRoute(APIRoute):
                 response = _to_sign_in(request)
             except (PlatformError, ConnectorError) as exc:
                 response = problem_page(request, Problem.of(exc))
+            except RequestValidationError as exc:
+                response = problem_page(request, Problem.of(InvalidRequestError.of_fields(exc.errors())))
             except Exception as exc:  # noqa: BLE001 - a person gets a page, and the log the traceback
                 _log.exception("%s %s failed", request.method, loggable(request.url.path), extra={"action": "page_failed"})
                 response = problem_page(request, Problem.of(exc))

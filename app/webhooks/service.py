@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import json
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.audit.records import Actor, Target
 from app.audit.service import AuditService
+from app.cursors import decode_cursor, encode_cursor
 from app.db.models import WebhookAttemptRow, WebhookDeliveryRow, WebhookEndpointRow
 from app.db.session import Database
 from app.errors import ConflictError, FieldError, InvalidRequestError, NotFoundError, PreconditionFailedError
@@ -346,9 +344,9 @@ class WebhookService:
         )
         conditions: list[ColumnElement[bool]] = [column == value for column, value in wanted if value is not None]
         async with self._database.read() as session:
-            rows = await repository.newest_deliveries(session, conditions, _decode(cursor), limit + 1)
+            rows = await repository.newest_deliveries(session, conditions, decode_cursor(cursor, int, str), limit + 1)
             last = await repository.last_attempts(session, [row.id for row in rows])
-        following = _encode(rows[limit - 1]) if len(rows) > limit else None
+        following = encode_cursor(rows[limit - 1].sequence, rows[limit - 1].id) if len(rows) > limit else None
         return Page[DeliveryView](items=[_delivery_view(row, last.get(row.id)) for row in rows[:limit]], next_cursor=following)
 
     async def get_delivery(self, delivery_id: str) -> DeliveryDetailView:
@@ -481,17 +479,3 @@ def _delivery_view(row: WebhookDeliveryRow, last: WebhookAttemptRow | None) -> D
         last_error=last.error if last else "",
         last_latency_ms=last.latency_ms if last else None,
     )
-
-
-def _encode(row: WebhookDeliveryRow) -> str:
-    return base64.urlsafe_b64encode(json.dumps([row.sequence, row.id]).encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str | None) -> tuple[int, str] | None:
-    if cursor is None:
-        return None
-    try:
-        sequence, delivery_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return int(sequence) % 2**63, str(delivery_id)
-    except (ValueError, TypeError, binascii.Error) as exc:
-        raise InvalidRequestError("the cursor is not valid", errors=[FieldError("cursor", "must be a next_cursor of this list")]) from exc
