@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from sqlalchemy import text
 
 from app.errors import InvalidRequestError, StorageError
 from app.events.catalogue import CATALOGUE
@@ -63,13 +64,22 @@ async def test_retention_drops_the_oldest(parts):
 
 
 async def test_nothing_is_recorded_when_the_database_fails(parts):
+    await _execute(parts, "ALTER TABLE events RENAME TO elsewhere")
     with pytest.raises(StorageError):
-        await parts.events.record([record(1, time_unix_nano=2**70)]) if not parts.database.is_sqlite else await _fail()
+        await parts.events.record([record(1)])
+    await _execute(parts, "ALTER TABLE elsewhere RENAME TO events")
     assert (await parts.events.list_events()).items == []
 
 
-async def _fail():
-    raise StorageError
+async def test_a_value_that_no_database_holds_is_no_failure_of_the_database_and_nothing_is_recorded(parts):
+    with pytest.raises(InvalidRequestError, match="a value cannot be stored"):
+        await parts.events.record([record(1), record(2, time_unix_nano=2**70)])
+    assert (await parts.events.list_events()).items == []
+
+
+async def _execute(parts, statement: str) -> None:
+    async with parts.database.write() as session:
+        await session.execute(text(statement))
 
 
 def test_severity_numbers_have_otels_short_names():
